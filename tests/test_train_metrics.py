@@ -347,6 +347,41 @@ def test_a_language_model_judges_each_pair_once(tmp_path):
     assert scores["pauc_unjudged"] == 1, "no grade in 'I cannot say'"
 
 
+@pytest.mark.parametrize(
+    ("reply", "level"),
+    [
+        ("5", 4),
+        ("**Grade: 2.**", 1),
+        ("4/5", 3),
+        ("3 out of 5: one of 2 things is missing", 2),
+        ("Grade from 1 to 5: 5", 4),
+        ("I'd give a 4 on the scale of 1-5.", 3),
+        ("The truth has 3 balls, and the answer 2. Grade: 1", 0),
+        # Chat templates may put the opening tag into the prompt.
+        ("The grade runs from 1 to 5. 3 words are missing.\n</think>\n\n5", 4),
+        ("<think>1 or 2?</think>The answer has it all.\n\n5", 4),
+        ("<think>It may be 3", None),
+        ("2 of 3 things are there: 4", None),
+        ("4.5", None),
+        ("0", None),
+        ("6", None),
+        ("I cannot say", None),
+    ],
+)
+def test_a_grade_is_what_a_language_model_says_after_its_thoughts(reply, level):
+    with scripted_endpoint(reply) as (url, _):
+        assert EndpointJudge(Endpoint(url, "judge")).levels([("q", "a", "b")], 4) == [level]
+
+
+def test_thoughts_are_no_answer_about_repeats_and_a_cut_reply_is_none():
+    cut = {"index": 0, "message": {"role": "assistant", "content": "There are 3"}, "finish_reason": "length"}
+    with scripted_endpoint("Yes or no?\n</think>\n\nNo.", {"id": "1", "choices": [cut]}) as (url, _):
+        judge = EndpointJudge(Endpoint(url, "judge"))
+        assert judge.repeats([(("a",), "b")]) == [True]
+        # The beginning of its thoughts may stand in the prompt.
+        assert judge.levels([("q", "a", "b")], 4) == [None]
+
+
 def test_similarities(monkeypatch):
     pairs = [("The car, red.", "the car red"), ("a red car", "red bus"), ("", "")]
     assert find_similarity("exact")(pairs) == [1.0, 0.0, 1.0]

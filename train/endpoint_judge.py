@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from videollm_mod.train.endpoint import Endpoint, NoReplyError
+from videollm_mod.train.reply_cache import without_thoughts
 
 
 _LEVEL_PROMPT = """You grade a model's answer to a question about a video against the true answer.
@@ -66,14 +67,13 @@ class EndpointJudge:
         self.endpoint = endpoint
 
     def levels(self, items: Sequence[tuple[str, str, str]], max_level: int) -> list[int | None]:
-        """Return a level for each (question, truth, reply), or `None` if the model gives no grade or no reply."""
+        """Return a level for each (question, truth, reply), or `None` if the model gives no clear grade."""
         prompt = _LEVEL_PROMPT.format(most=max_level + 1)
         found = []
         for question, truth, reply in items:
             text = self._ask(prompt, f"Question: {question}\nTrue answer: {truth}\nModel's answer: {reply}")
-            grade = re.search(r"\d+", text)
-            level = int(grade[0]) - 1 if grade else -1
-            found.append(level if 0 <= level <= max_level else None)
+            grade = _read_grade(text, max_level + 1)
+            found.append(None if grade is None else grade - 1)
         return found
 
     def repeats(self, items: Sequence[tuple[Sequence[str], str]]) -> list[bool | None]:
@@ -123,10 +123,24 @@ class EndpointJudge:
         # Room for a model that thinks before it answers.
         try:
             options = {"temperature": temperature, "top_p": top_p, "seed": seed}
-            text = self.endpoint.complete(messages, max_tokens=2048, **options)
+            reply = self.endpoint.reply(messages, max_tokens=2048, **options)
         except NoReplyError:
             return ""
-        return re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip()
+        # A reply that was cut may end within thoughts, and their beginning is not always marked.
+        return "" if reply.is_cut else without_thoughts(reply.text)
+
+
+def _read_grade(text: str, most: int) -> int | None:
+    """
+    Return the grade of a reply, from 1 to `most`: the number with which it begins or ends, or else its only number.
+
+    The scale, as in "4/5" or "from 1 to 5", is no grade. Two numbers that may be the grade give `None`.
+    """
+    scale = rf"(?:/\s*|\bout of\s+|\b1\s*(?:to|-|–)\s*){most}\b"
+    words = [word.strip(".") for word in re.findall(r"[\w.]+", re.sub(scale, "", text))]
+    numbers = [{word for word in some if word.isdecimal()} for some in ((*words[:1], *words[-1:]), words)]
+    grades = [int(word) for word in numbers[0] or numbers[1]]
+    return grades[0] if len(grades) == 1 and 1 <= grades[0] <= most else None
 
 
 def _read_grades(text: str) -> dict[str, float]:
