@@ -330,6 +330,9 @@ def test_an_endpoint_that_is_of_no_use_ends_the_run_without_loss(source, tmp_pat
     with scripted_endpoint(write_well, write_well, status) as (url, _):
         result = run(source, tmp_path, url, "--dialogues", 60, "--concurrency", 1)
     assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith("error: http")
+    assert f"answered {status}: wrong. Replies" in result.stderr and ("20 times in a row" in result.stderr) == (
+        status == 500
+    )
     assert "run the command again" in result.stderr and "Traceback" not in result.stderr
     assert (tmp_path / "train.jsonl").read_text() == "of an earlier run"
     assert len(list((tmp_path / "replies").glob("*.json"))) == 2

@@ -16,7 +16,7 @@ from videollm_mod.train import content_words as content_words_module
 from videollm_mod.train.content_words import content_words
 from videollm_mod.train.endpoint import Endpoint
 from videollm_mod.train.endpoint_judge import EndpointJudge
-from videollm_mod.train.judging import _load_encoder, find_judge, find_similarity
+from videollm_mod.train.judging import _load_encoder, check_judge, find_judge, find_similarity
 from videollm_mod.train.tasks import find_task
 from videollm_mod.train.teacher_forcing import evaluate_metric
 from videollm_mod.train.text_scores import score_bleu
@@ -380,6 +380,20 @@ def test_thoughts_are_no_answer_about_repeats_and_a_cut_reply_is_none():
         assert judge.repeats([(("a",), "b")]) == [True]
         # The beginning of its thoughts may stand in the prompt.
         assert judge.levels([("q", "a", "b")], 4) == [None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [(422, "answered 422: wrong"), (503, "answered 503: wrong"), (b"[]", "without a reply")]
+)
+def test_a_judge_that_does_not_reply_fails_its_check(answer, reason):
+    with scripted_endpoint(answer) as (url, _):
+        judge = EndpointJudge(Endpoint(url, "judge", max_retries=0))
+        with pytest.raises(OSError, match=reason):
+            check_judge(judge)
+        # Later, a request without a reply leaves out one grade.
+        assert judge.levels([("q", "a", "b")], 4) == [None]
+    with scripted_endpoint("I cannot say") as (url, _):
+        check_judge(EndpointJudge(Endpoint(url, "judge")))
 
 
 def test_similarities(monkeypatch):

@@ -538,7 +538,8 @@ def test_the_command_asks_a_judge_once(tmp_path):
     assert 0.9 < float(scores["pauc_endpoint"]) <= 1.0 and scores["pauc_unjudged"] == "0"
     assert [float(scores[f"judge_{name}"]) for name in ASPECTS] == [5, 2, 3, 4] and scores["judge_ungraded"] == "0"
     assert len({str(request) for request in asked}) == len(asked), "the second run asks nothing"
-    with scripted_endpoint(401) as (url, _):
-        refused = run_command(*options[:2], "--judge_url", url, "--judge_model", "judge")
-    assert refused.returncode == 1 and "answered 401" in refused.stderr.splitlines()[-1]
+    for status in (401, 422):
+        with scripted_endpoint(status) as (url, _):
+            refused = run_command(*options[:2], "--judge_url", url, "--judge_model", "judge")
+        assert refused.returncode == 1 and f"answered {status}: wrong" in refused.stderr.splitlines()[-1]
     assert run_command("--judge", "endpoint").stderr.endswith("--judge_url and --judge_model go together.\n")

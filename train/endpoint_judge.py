@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 
 from videollm_mod.train.endpoint import Endpoint, NoReplyError
-from videollm_mod.train.reply_cache import without_thoughts
+from videollm_mod.train.judging import EXAMPLE
+from videollm_mod.train.reply_cache import Reply, without_thoughts
 
 
 _LEVEL_PROMPT = """You grade a model's answer to a question about a video against the true answer.
@@ -68,13 +69,12 @@ class EndpointJudge:
 
     def levels(self, items: Sequence[tuple[str, str, str]], max_level: int) -> list[int | None]:
         """Return a level for each (question, truth, reply), or `None` if the model gives no clear grade."""
-        prompt = _LEVEL_PROMPT.format(most=max_level + 1)
-        found = []
-        for question, truth, reply in items:
-            text = self._ask(prompt, f"Question: {question}\nTrue answer: {truth}\nModel's answer: {reply}")
-            grade = _read_grade(text, max_level + 1)
-            found.append(None if grade is None else grade - 1)
-        return found
+        grades = [_read_grade(self._ask(*_ask_for_level(item, max_level)), max_level + 1) for item in items]
+        return [None if grade is None else grade - 1 for grade in grades]
+
+    def check(self) -> None:
+        """Ask for one grade, and raise [`EndpointError`] with the endpoint's reason if there is no reply."""
+        self._reply(*_ask_for_level(EXAMPLE, 4))
 
     def repeats(self, items: Sequence[tuple[Sequence[str], str]]) -> list[bool | None]:
         """Return for each (earlier replies, reply) whether the reply adds nothing; `None` if the model is unclear."""
@@ -110,24 +110,25 @@ class EndpointJudge:
             found.append({name: sum(values) / len(values) if values else None for name, values in given.items()})
         return found
 
-    def _ask(
-        self,
-        system: str,
-        user: str,
-        *,
-        temperature: float = 0.0,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> str:
+    def _reply(self, system: str, user: str, **sampling: float) -> Reply:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         # Room for a model that thinks before it answers.
+        return self.endpoint.reply(messages, max_tokens=2048, **sampling)
+
+    def _ask(self, system: str, user: str, **sampling: float) -> str:
         try:
-            options = {"temperature": temperature, "top_p": top_p, "seed": seed}
-            reply = self.endpoint.reply(messages, max_tokens=2048, **options)
+            reply = self._reply(system, user, **sampling)
         except NoReplyError:
             return ""
         # A reply that was cut may end within thoughts, and their beginning is not always marked.
         return "" if reply.is_cut else without_thoughts(reply.text)
+
+
+def _ask_for_level(item: tuple[str, str, str], max_level: int) -> tuple[str, str]:
+    """Return what the system and the user say to a judge of (question, truth, reply)."""
+    question, truth, reply = item
+    asked = f"Question: {question}\nTrue answer: {truth}\nModel's answer: {reply}"
+    return _LEVEL_PROMPT.format(most=max_level + 1), asked
 
 
 def _read_grade(text: str, most: int) -> int | None:

@@ -18,6 +18,8 @@ from videollm_mod.train.text_scores import split_words
 ENCODER = "sentence-transformers/all-mpnet-base-v2"
 # Similarity to an earlier reply from which on a reply repeats it. This is our choice.
 REPEATS = 0.8
+# A question, the true answer and a reply, by which judges are checked.
+EXAMPLE = ("What is it?", "A ball.", "A ball.")
 
 
 def exact(pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -85,7 +87,7 @@ def find_similarity(name: str) -> Callable[[Sequence[tuple[str, str]]], list[flo
 
 class Judge(Protocol):
     """
-    What [`PAUC`] asks of a judge.
+    What [`PAUC`] and [`check_judge`] ask of a judge.
 
     Attributes:
         name (`str`): Name for the measures.
@@ -99,6 +101,10 @@ class Judge(Protocol):
 
     def repeats(self, items: Sequence[tuple[Sequence[str], str]]) -> list[bool | None]:
         """Return for each (earlier replies, reply) whether all its information was given before."""
+        ...
+
+    def check(self) -> None:
+        """Judge one pair of texts, and raise `ImportError` or `OSError` if that fails."""
         ...
 
 
@@ -125,6 +131,10 @@ class SimilarityJudge:
         similar = iter(self._similarity([(reply, other) for others, reply in items for other in others]))
         return [max((next(similar) for _ in others), default=0.0) >= REPEATS for others, _ in items]
 
+    def check(self) -> None:
+        """Compare one pair of texts, so that an encoder that is missing shows."""
+        self.levels([EXAMPLE], 4)
+
 
 def find_judge(judge: str | Judge) -> Judge:
     """Return a judge by its name in [`SIMILARITIES`], or the judge itself."""
@@ -136,6 +146,6 @@ def check_judge(judge: str | Judge) -> None:
     Let a judge compare one pair of texts, so that what it lacks shows before a long run.
 
     Raises:
-        `ImportError` or `OSError`: If its encoder or its endpoint is not there.
+        `ImportError` or `OSError`: If its encoder or its endpoint is not there, or if the endpoint does not reply.
     """
-    find_judge(judge).levels([("What is it?", "A ball.", "A ball.")], 4)
+    find_judge(judge).check()

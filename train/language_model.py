@@ -155,7 +155,7 @@ class EndpointWriter:
     def write(self, conversations: Iterable[tuple[Any, Conversation]]) -> Iterator[tuple[Any, Reply | str]]:
         """Yield the key of each conversation with its reply, as the replies come (see [`Writer`])."""
         rest, failures = iter(conversations), 0
-        asked: dict[Future[Reply | str], Any] = {}
+        asked: dict[Future[Reply | NoReplyError], Any] = {}
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             while True:
@@ -166,14 +166,15 @@ class EndpointWriter:
                 for done in wait(asked, return_when=FIRST_COMPLETED).done:
                     reply = done.result()
                     failures = 0 if isinstance(reply, Reply) else failures + 1
-                    yield asked.pop(done), reply
+                    yield asked.pop(done), reply if isinstance(reply, Reply) else "no reply from the endpoint"
                     if failures == _MOST_FAILURES:
-                        raise EndpointError(f"{self.endpoint.base_url} gave no reply {failures} times in a row.")
+                        where = self.endpoint.base_url
+                        raise EndpointError(f"{where} gave no reply {failures} times in a row, the last time: {reply}")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, conversation: Conversation) -> Reply | str:
+    def _ask(self, conversation: Conversation) -> Reply | NoReplyError:
         try:
             return self.endpoint.reply(list(conversation), **self.options)
-        except NoReplyError:
-            return "no reply from the endpoint"
+        except NoReplyError as error:
+            return error

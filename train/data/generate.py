@@ -361,7 +361,9 @@ def main() -> None:
         try:
             generate(rows, arguments, writer, command)
         except EndpointError as error:
-            raise SystemExit(f"error: {error} Replies so far are in '{cache}': run the command again.") from None
+            raise SystemExit(
+                f"error: {str(error).rstrip('.')}. Replies so far are in '{cache}': run the command again."
+            ) from None
         except KeyboardInterrupt:
             raise SystemExit(f"interrupted. Replies so far are in '{cache}': run the command again.") from None
 
