@@ -3,7 +3,7 @@
 """Arguments of the training scripts: defaults, shipped configurations, data sources, and where a run resumes."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +272,25 @@ def test_how_much_to_check_is_optional(tmp_path, monkeypatch, given, expected):
         (ScriptArguments, ["--utilization", "1.5"], "--utilization must be a positive number, at most 1, got 1.5"),
         (ScriptArguments, ["--utilization", "nan"], "--utilization must be a positive number"),
         (ScriptArguments, ["--window_replies", "-1"], "--window_replies must be a whole number, at least 0, got -1"),
+        (ScriptArguments, ["--num_clips", "0"], "--num_clips must be a whole number, at least 1, got 0"),
+        (ScriptArguments, ["--num_clips", "-1"], "--num_clips must be a whole number, at least 1, got -1"),
+        (ScriptArguments, ["--first_clip", "-1"], "--first_clip must be a whole number, at least 0, got -1"),
+        (ScriptArguments, ["--fps", "nan"], "--fps must be a positive number of frames per second"),
+        (ScriptArguments, ["--num_eval_clips", "0"], "--num_eval_clips must be a whole number, at least 1, got 0"),
+        (ScriptArguments, ["--num_streamed_clips", "-1"], "--num_streamed_clips must be a whole number, at least 0"),
+        (ScriptArguments, ["--shuffle_buffer", "-1"], "--shuffle_buffer must be a whole number, at least 0"),
+        (ScriptArguments, ["--augmentation", "2"], "--augmentation must be a finite number, at least 0 and at most 1"),
+        (ScriptArguments, ["--keep_ratio_warmup_steps", "-1"], "--keep_ratio_warmup_steps must be a whole number"),
+        (ScriptArguments, ["--keep_ratio_hold_steps", "-1"], "--keep_ratio_hold_steps must be a whole number"),
+        (ModelArguments, ["--lora_r", "0"], "--lora_r must be a whole number, at least 1, got 0"),
+        (ModelArguments, ["--lora_alpha", "0"], "--lora_alpha must be a positive number, got 0"),
+        (ModelArguments, ["--lora_dropout", "2"], "--lora_dropout must be a finite number, at least 0 and at most 1"),
+        (StreamingSFTConfig, ["--max_minutes", "-1"], "--max_minutes must be a finite number, at least 0, got -1"),
+        (StreamingSFTConfig, ["--router_learning_rate", "-1"], "--router_learning_rate must be a finite number, at"),
+        (StreamingSFTConfig, ["--padding_free", "true"], "--padding_free does not work, .* use --packing true"),
+        (StreamingSFTConfig, ["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy group_by_l"),
+        (VisionTrainingArguments, ["--max_minutes", "-1"], "--max_minutes must be a finite number, at least 0"),
+        (encode.EncodeArguments, ["--max_minutes", "-1"], "--max_minutes must be a finite number, at least 0"),
         (EvaluationArguments, ["--num_clips", "0"], "--num_clips must be a whole number, at least 1, got 0"),
         (EvaluationArguments, ["--batch_size", "0"], "--batch_size must be a whole number, at least 1, got 0"),
         (EvaluationArguments, ["--max_new_tokens", "0"], "--max_new_tokens must be a whole number, at least 1, got 0"),
@@ -282,11 +301,25 @@ def test_how_much_to_check_is_optional(tmp_path, monkeypatch, given, expected):
     ],
 )
 def test_numbers_without_a_meaning_are_refused(monkeypatch, tmp_path, kind, given, message):
-    needed = [] if kind is ScriptArguments else ["--checkpoint", str(Path(__file__).parents[1])]
-    needed += ["--output_dir", str(tmp_path)] if kind is encode.EncodeArguments else []
+    options = {option.name for option in fields(kind)}
+    needed = ["--checkpoint", str(Path(__file__).parents[1])] if "checkpoint" in options else []
+    needed += ["--output_dir", str(tmp_path)] if "output_dir" in options else []
     monkeypatch.setattr(sys, "argv", ["script.py", *needed, *given])
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         parse(kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("fps: [1", "while parsing .*config.yaml"), (None, "Is a directory: .*config.yaml"), ("- fps", "YAML mapping")],
+)
+def test_a_configuration_that_cannot_be_read_is_one_line(monkeypatch, tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.mkdir() if text is None else path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["sft.py", "--dataset", "data.jsonl", "--config", str(path)])
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+        parse(ScriptArguments, DataSource)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("length", [0, -5])

@@ -18,6 +18,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin
+from datasets import Dataset
 from hub import TOKEN, Hub
 from huggingface_hub import ModelCard
 from peft import PeftModel
@@ -67,6 +68,7 @@ CONFIGS = ROOT / "train" / "configs"
 EMBEDDED = ROOT
 SAMPLES = ROOT / "samples"
 NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
+NO_WEIGHT = "error: no weight would learn: choose parts with --tune_language_model, --tune_connector, ..."
 NASA_ROOT = ["--video_root", NASA.parent]
 
 
@@ -302,6 +304,30 @@ def test_an_evaluation_needs_a_split(tmp_path, monkeypatch):
     training = StreamingSFTConfig(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=1, report_to="none")
     with pytest.raises(SystemExit, match="--eval_strategy steps needs --eval_split"):
         sft.main(ScriptArguments(), StreamWorld("streamworld"), training, None)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--load_in_4bit", "true"], "error: --load_in_4bit computes in bfloat16: add --bf16 true."),
+        (["--attn_implementation", "foo"], "error: --attn_implementation foo: "),
+        (["--tune_language_model", "frozen", "--tune_connector", "false", "--tune_routers", "false"], NO_WEIGHT),
+        (["--tune_language_model", "frozen", "--tune_connector", "false", "--mod_router", "uniform"], NO_WEIGHT),
+        (["--label_smoothing_factor", 0.1, "--stream_loss_weight", 3], "error: `stream_loss_weight` 3.0 does not"),
+    ],
+)
+def test_options_that_do_not_go_together_end_in_one_line(tmp_path, options, message):
+    given = ["--dataset", "streamworld", "--num_clips", 2, "--checkpoint", EMBEDDED, "--max_steps", 1, *options]
+    done = run_training(tmp_path / "out", *given, "--report_to", "none")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(message), done.stderr[-3000:]
+
+
+def test_a_split_without_a_row_to_learn_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "load_split", lambda *_, **__: Dataset.from_dict({"messages": [], "video": []}))
+    training = StreamingSFTConfig(output_dir=str(tmp_path), report_to="none")
+    with pytest.raises(SystemExit, match="--dataset streamworld: the split 'train' has no row to learn"):
+        sft.main(ScriptArguments(), StreamWorld("streamworld"), training, ModelArguments(checkpoint=str(EMBEDDED)))
 
 
 def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):

@@ -17,7 +17,7 @@ import yaml
 from accelerate import PartialState
 from trl import SFTConfig, TrlParser
 
-from videollm_mod.checks_videollm_mod import check_count, check_number
+from videollm_mod.checks_videollm_mod import check_count, check_fps, check_number
 from videollm_mod.outputs import FullDiskError
 from videollm_mod.routers_videollm_mod import GATES, ROUTERS
 from videollm_mod.space.checkpoint_names import check_checkpoint
@@ -51,8 +51,8 @@ def parse(*types: type, **defaults: Any) -> tuple[Any, ...]:
         parser = TrlParser(types, allow_abbrev=False)
         parser.set_defaults_with_config(**defaults)
         return parser.parse_args_and_config()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
 
 
 @contextmanager
@@ -71,7 +71,10 @@ def _read_given() -> dict[str, Any]:
     parser.add_argument("--dataset", default=argparse.SUPPRESS)
     known, others = parser.parse_known_args()
     names = {name.removeprefix("--").split("=")[0].replace("-", "_"): None for name in others if name.startswith("--")}
-    config = yaml.safe_load(Path(known.config).read_text(encoding="utf-8")) if known.config is not None else None
+    config = None
+    if known.config is not None:
+        with open(known.config, encoding="utf-8") as file:  # the parser names a file in its errors, and no text
+            config = yaml.safe_load(file)
     found = {name: value for name, value in vars(known).items() if name != "config"}
     return (config if isinstance(config, dict) else {}) | names | found
 
@@ -128,6 +131,10 @@ class RowArguments:
         if asked not in known:
             raise ValueError(f"--validate_only is quick or full, got {self.validate_only!r}.")
         self.validate_only = known[asked]
+        with naming_options():
+            check_count("num_clips", self.num_clips)
+            check_count("first_clip", self.first_clip, least=0)
+            check_fps(self.fps)
 
     def checks(self, record: RowRecord, *, decode: bool = False) -> dict[str, Any]:
         """
@@ -192,8 +199,12 @@ class ScriptArguments(RowArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         with naming_options():
-            check_count("window_replies", self.window_replies, least=0)
-            check_count("num_gpus", self.num_gpus)
+            names = ("num_streamed_clips", "shuffle_buffer", "keep_ratio_warmup_steps", "keep_ratio_hold_steps")
+            for name in (*names, "window_replies"):
+                check_count(name, getattr(self, name), least=0)
+            for name in ("num_eval_clips", "num_gpus"):
+                check_count(name, getattr(self, name))
+            check_number("augmentation", self.augmentation, least=0, most=1)
             check_number("utilization", self.utilization, above=0, most=1)
 
     def windows(self, config: Any, processor: Any, *, max_length: int | None = None) -> Windows:
@@ -293,6 +304,10 @@ class ModelArguments:
         for option in ("checkpoint", "vision_model", "language_model"):
             if (name := getattr(self, option)) is not None:
                 setattr(self, option, check_checkpoint(name))
+        with naming_options():
+            check_count("lora_r", self.lora_r)
+            check_number("lora_alpha", self.lora_alpha, above=0)
+            check_number("lora_dropout", self.lora_dropout, least=0, most=1)
 
     @property
     def is_given(self) -> bool:
@@ -429,6 +444,16 @@ class StreamingSFTConfig(Resumable, SFTConfig):
     max_length: int | None = field(default=None, metadata={"help": "Most tokens of a window. Default: the context."})
 
     def __post_init__(self) -> None:
+        with naming_options():
+            for name in ("max_minutes", "router_learning_rate"):
+                if (value := getattr(self, name)) is not None:
+                    check_number(name, value, least=0)
+        if self.padding_free:
+            raise ValueError(
+                "--padding_free does not work, because the collator makes the batches: use --packing true."
+            )
+        if (strategy := self.train_sampling_strategy) not in ("random", "sequential"):
+            raise ValueError(f"--train_sampling_strategy {strategy} needs lengths of rows: use random or sequential.")
         if self.bf16 is None and not self.fp16:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         # Without an accelerator, Transformers accepts bf16 only together with `use_cpu`.

@@ -32,7 +32,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from videollm_mod.checks_videollm_mod import check_count
+from videollm_mod.checks_videollm_mod import check_count, check_number
 from videollm_mod.outputs import replacing, write_text
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import RowArguments, naming_options, run
@@ -65,6 +65,8 @@ class EncodeArguments:
         self.checkpoint = check_checkpoint(self.checkpoint)
         with naming_options():
             check_count("batch_size", self.batch_size)
+            if self.max_minutes is not None:
+                check_number("max_minutes", self.max_minutes, least=0)
 
 
 def encode_rows(

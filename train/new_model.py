@@ -111,7 +111,10 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
         except ValueError as error:
             raise SystemExit(f"error: --checkpoint {arguments.checkpoint}: {error}") from None
     if arguments.attn_implementation is not None:
-        model.set_attn_implementation(arguments.attn_implementation)
+        try:
+            model.set_attn_implementation(arguments.attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise SystemExit(f"error: --attn_implementation {arguments.attn_implementation}: {error}") from None
     return model, processor
 
 

@@ -34,8 +34,9 @@ from torch.utils.data import ConcatDataset, Dataset
 from transformers import Trainer, TrainingArguments
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.checks_videollm_mod import check_number
 from videollm_mod.outputs import replacing
-from videollm_mod.train.arguments import Resumable, run
+from videollm_mod.train.arguments import Resumable, naming_options, run
 from videollm_mod.train.callbacks import TimeLimit
 from videollm_mod.train.checkpoint_files import WholeCheckpoints, new_checkpoint
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS, Actor, Clip, World
@@ -285,6 +286,9 @@ class VisionTrainingArguments(Resumable, TrainingArguments):
     max_minutes: float | None = field(default=None, metadata={"help": "Time limit of training in minutes."})
 
     def __post_init__(self) -> None:
+        if self.max_minutes is not None:
+            with naming_options():
+                check_number("max_minutes", self.max_minutes, least=0)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         # Transformers hides the bar when it logs errors only.
         self.disable_tqdm = bool(self.disable_tqdm)

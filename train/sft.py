@@ -84,12 +84,18 @@ def train_model(
             f"error: this machine has {training.n_gpu} GPUs, and one process trains on one. To use all, run "
             "`accelerate launch train/sft.py ...`; to use one, set `CUDA_VISIBLE_DEVICES=0`."
         )
+    if arguments.load_in_4bit and not (training.bf16 or training.fp16):
+        raise SystemExit("error: --load_in_4bit computes in bfloat16: add --bf16 true.")
 
     # Model and processor
     checkpoint = training.last_checkpoint()
     model, processor = load_model(arguments, seed=training.seed)
     model.config.speak = "learned"  # The loss at frames teaches when to speak.
     adapter = choose_parts(model, arguments)
+    if adapter is None and training.max_steps != 0 and not any(w.requires_grad for w in model.parameters()):
+        raise SystemExit(
+            "error: no weight would learn: choose parts with --tune_language_model, --tune_connector, ..."
+        )
 
     # Data. A session has no limit, so the rows that the model streams freely are not split.
     windows = script.windows(model.config, processor, max_length=training.max_length)
@@ -106,6 +112,10 @@ def train_model(
     else:
         longest = source.longest_row_of(script.train_split)
         train = spare = split_rows(train, windows, longest_row=longest, left_out=left_out)
+        if len(train) == 0:
+            raise SystemExit(
+                f"error: --dataset {source.dataset}: the split '{script.train_split}' has no row to learn."
+            )
     if evaluation is not None:
         longest = source.longest_row_of(script.eval_split)
         evaluation = split_rows(evaluation, windows, longest_row=longest, left_out=left_out)
