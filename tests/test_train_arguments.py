@@ -385,6 +385,13 @@ def test_a_checkpoint_is_complete_with_the_random_states_of_every_process(
         assert "has no complete checkpoint: training starts at step 0" in capsys.readouterr().out
 
 
+def test_other_folders_are_no_checkpoints_to_resume(tmp_path, monkeypatch):
+    last = write_checkpoint(tmp_path, 100, random_states=ALONE)
+    for name in ("best", "500-backup", "-7"):
+        write_checkpoint(tmp_path, name, random_states=ALONE)
+    assert resume(tmp_path, "true", 1, monkeypatch) == str(last)
+
+
 def test_a_named_incomplete_checkpoint_is_refused(tmp_path, monkeypatch):
     path = write_checkpoint(tmp_path, 2, random_states=["_0"])
     fault = (

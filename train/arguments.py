@@ -4,6 +4,7 @@
 
 import argparse
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -355,7 +356,8 @@ class Resumable:
                 )
             self._refuse_pickles_of_others(Path(asked))
             return self._announced(Path(asked))
-        found, doubtful = Path(self.output_dir).glob("checkpoint-*"), None
+        found = [path for path in Path(self.output_dir).glob("*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+        doubtful = None
         for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
             fault, count = self._find_fault(path), self._count_random_states(path)
             if fault is None and 1 < count < self.world_size:
