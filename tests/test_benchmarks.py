@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -446,22 +447,25 @@ def test_the_peak_of_a_part_is_without_the_models(tmp_path, monkeypatch, part):
     assert all(0 <= row["peak, GB"] < 0.6 for row in lab.parts[part]["rows"])
 
 
-def test_tests_on_a_gpu_that_take_too_long_are_stopped_and_counted(tmp_path, monkeypatch):
+@pytest.mark.parametrize("lasts", [False, True])
+def test_tests_on_a_gpu_are_counted_also_if_they_take_too_long(tmp_path, monkeypatch, lasts):
+    """Also without pytest-timeout, which pyproject.toml names, and where a file of tests lacks a library."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:timeout")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "tests").mkdir()
     lines = ["import pytest, time", "@pytest.mark.gpu", "@pytest.mark.parametrize('run', [int, lambda: 1 / 0])"]
-    lines += ["def test_runs(run): run()", "@pytest.mark.gpu", "def test_lasts(): time.sleep(100)"]
+    lines += ["def test_runs(run): run()", "@pytest.mark.gpu", f"def test_lasts(): time.sleep({100 * lasts})"]
     (tmp_path / "tests" / "test_slow.py").write_text("\n".join(lines))
-    options = Namespace(device="cpu", shape="tiny", out=tmp_path)
-    for name, value in {"ROOT": tmp_path, "TEST_SECONDS": 10}.items():
+    (tmp_path / "tests" / "test_broken.py").write_text("import no_such_library  # pytest.mark.gpu")
+    for name, value in {"ROOT": tmp_path, "TEST_SECONDS": 10 if lasts else 100}.items():
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(gpu.Lab, "write", lambda _: None)
-    lab = gpu.Lab(options)
+    lab = gpu.Lab(Namespace(device="cpu", shape="tiny", out=tmp_path))
     gpu.run_tests(lab)
     (row,) = lab.parts["tests"]["rows"]
-    assert row == {
-        **{"exit_code": "stopped after 10 s", "passed": 1, "failed": 1},
-        "names": "test_slow.py::test_runs[<lambda>]",
-    }
+    ended = {"exit_code": "stopped after 10 s", "passed": 1} if lasts else {"exit_code": 1, "passed": 2}
+    broken = "" if lasts else ", test_broken.py"
+    assert row == {**ended, "failed": 1, "names": f"test_slow.py::test_runs[<lambda>]{broken}"}
     assert "test_lasts" in (tmp_path / "tests.log").read_text()
 
 
