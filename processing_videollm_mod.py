@@ -7,6 +7,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from inspect import signature
 from itertools import accumulate, groupby, islice
 from pathlib import Path
 from threading import Event
@@ -138,11 +139,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path: Any, *_: Any, **kwargs: Any) -> list[Any]:
         name = pretrained_model_name_or_path
+        # Not the processor's own: `AutoTokenizer` would set those in the model's configuration.
+        own = {*signature(cls).parameters, "return_unused_kwargs"}
+        kwargs = {option: value for option, value in kwargs.items() if option not in own}
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, KeyError) as error:
             files = "tokenizer.json or tokenizer_config.json"
-            raise ValueError(f"'{name}' has no tokenizer that loads: {files} is missing or damaged.") from error
+            reason = " ".join(str(error).split())[:200]
+            message = f"'{name}' has no tokenizer that loads: {files} is missing or damaged ({reason})."
+            raise ValueError(message) from error
         # The library would load the video processor as remote code even if this class is local.
         kwargs.pop("trust_remote_code", None)
         try:

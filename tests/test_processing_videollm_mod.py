@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import dialogue_ids, random_features, random_frames, tiny_model, tiny_processor, tiny_tokenizer, write_clip
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torchvision.transforms.v2 import functional
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
 
 from videollm_mod import VideoLLMMoDProcessor, VideoLLMMoDVideoProcessor, processing_videollm_mod
 from videollm_mod.processing_videollm_mod import DEFAULT_SYSTEM_PROMPT
@@ -606,6 +606,20 @@ def test_a_saved_processor_loads(processor, tmp_path):
     assert saved["auto_map"]["AutoProcessor"] == "processing_videollm_mod.VideoLLMMoDProcessor"
     assert saved["video_processor"]["auto_map"]["AutoVideoProcessor"].startswith("video_processing_videollm_mod.")
     assert (tmp_path / "chat_template.jinja").read_text() == processor.chat_template
+
+
+@pytest.mark.parametrize("kind", [AutoProcessor, VideoLLMMoDProcessor])
+def test_loading_takes_options_of_the_processor(processor, tmp_path, kind):
+    """`AutoTokenizer` would set them in the model's configuration, where some cannot be set."""
+    tiny_model().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    options = {"frame_num_tokens": 16, "system_prompt": "Hi.", "frame_token_interval": None}
+    loaded, unused = kind.from_pretrained(tmp_path, trust_remote_code=True, return_unused_kwargs=True, **options)
+    assert all(getattr(loaded, name) == value for name, value in options.items()) and not unused.keys() & options
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has no tokenizer that loads: .* is missing or damaged \(.*\)\.$") as error:
+        kind.from_pretrained(tmp_path, trust_remote_code=True)
+    assert "\n" not in str(error.value) and str(error.value.__cause__)[:30] in str(error.value)
 
 
 def test_special_frame_token_is_added_once(processor):
