@@ -53,7 +53,8 @@ def test_captions_told_as_the_data_tell_them_score_best(name, tmp_path):
     assert scores["soda_c_stem"] == pytest.approx(1 - 0.5 / 4**3)
     silent = task.score([row, row], [told, replies()], {}, official=True)
     assert silent["recall"] == 0.5 and silent["soda_c_stem"] == scores["soda_c_stem"]
-    (path,) = task.write_files(tmp_path, [row], [told], {})
+    # The published scorers stop at a video with an empty list.
+    (path,) = task.write_files(tmp_path, [row, {**row, "id": "v_b"}], [told, replies()], {})
     assert json.loads(path.read_text())["results"] == {
         "v_a": [
             {"sentence": "A dog runs fast.", "timestamp": [0.0, 2.0]},
@@ -81,6 +82,20 @@ def test_windows_are_ranked_by_how_sure_the_model_was(tmp_path):
         "pred_relevant_windows": [[6.0, 10.0, 0.8], [0.0, 4.0, 0.6]],
         "pred_saliency_scores": [0.6, 0.6, 0.0, 0.8, 0.8],
     }
+
+
+def test_published_scorers_can_read_a_query_without_a_window(tmp_path):
+    """QVHighlights' evaluation takes the first window of each query, and scores of clips only with true ones."""
+    truth = {"query": "A dog.", "vid": "a", "windows": [[0.0, 4.0]], "duration": 4.0}
+    rated = {**truth, "saliency": {"clips": [0], "scores": [[4]]}}
+    rows = [{"id": "1", "truth": rated}, {"id": "2", "truth": truth}]
+    task = find_task("qvhighlights_moments")
+    for given, scores in ((rows, [0.0, 0.0]), (rows[1:], None)):
+        (path,) = task.write_files(tmp_path, given, [replies()] * len(given), {})
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [line["pred_relevant_windows"] for line in lines] == [[[0.0, 0.0, 0.0]]] * len(given)
+        assert [line.get("pred_saliency_scores") for line in lines] == [scores] * len(given)
+    assert task.score(rows, [replies()] * 2, {}, official=True)["map"] == 0.0
 
 
 def test_rows_without_scores_of_clips_have_no_highlights():

@@ -56,13 +56,19 @@ class DenseCaptionTask(Streamed):
         predictions: Sequence[dict[str, Any]],
         about: dict[str, Any],  # noqa: ARG002
     ) -> list[Path]:
-        """Write the captions in the form that densevid_eval and SODA read."""
+        """
+        Write the captions in the form that densevid_eval and SODA read.
+
+        Both stop at a video with an empty list, so a video without captions is not in the file. Then densevid_eval
+        counts it as 0, and SODA leaves it out.
+        """
         results = {
             row["id"]: [
                 {"sentence": event["text"], "timestamp": [event["start"], event["end"]]}
                 for event in to_events(p["replies"], row["truth"])
             ]
             for row, p in zip(rows, predictions, strict=True)
+            if p["replies"]
         }
         path = folder / f"{self.name}.json"
         external = {"used": False, "details": ""}
@@ -106,7 +112,10 @@ class MomentTask(Streamed):
     holds its middle, or 0. There is one interval threshold for all rows, and no threshold is chosen on test rows.
     """
 
-    official_note = "The published scorer leaves queries without a window out of its mean average precision."
+    official_note = (
+        "The published scorer stops at a query without a window: the written file gives it one without length, which "
+        "scores 0."
+    )
     scored_keys = ("query", "vid", "windows", "duration")
 
     def score(
@@ -114,12 +123,12 @@ class MomentTask(Streamed):
         rows: Sequence[dict[str, Any]],
         predictions: Sequence[dict[str, Any]],
         about: dict[str, Any],  # noqa: ARG002
-        official: bool = False,
+        official: bool = False,  # noqa: ARG002
     ) -> dict[str, float]:
         """Return the scores of `moment_retrieval`, and those of `highlight_detection` if rows have scores of clips."""
         windows = [_windows(row, p) for row, p in zip(rows, predictions, strict=True)]
         true = [[{"start": start, "end": end} for start, end in row["truth"]["windows"]] for row in rows]
-        scores = evaluate_metric("moment_retrieval").compute(predictions=windows, references=true, official=official)
+        scores = evaluate_metric("moment_retrieval").compute(predictions=windows, references=true)
         rated = [index for index, row in enumerate(rows) if "saliency" in row["truth"]]
         if rated:
             scores |= evaluate_metric("highlight_detection").compute(
@@ -135,13 +144,20 @@ class MomentTask(Streamed):
         predictions: Sequence[dict[str, Any]],
         about: dict[str, Any],  # noqa: ARG002
     ) -> list[Path]:
-        """Write the windows in the form that QVHighlights' evaluation reads."""
+        """
+        Write the windows in the form that QVHighlights' evaluation reads.
+
+        It stops at a query without a window, which gets one without length, and at scores of clips if the annotations
+        have none, as those of Charades-STA.
+        """
         lines = []
+        are_rated = any("saliency" in row["truth"] for row in rows)
         for row, prediction in zip(rows, predictions, strict=True):
             windows = _windows(row, prediction)
-            found = [[window["start"], window["end"], window["score"]] for window in windows]
+            found = [[window["start"], window["end"], window["score"]] for window in windows] or [[0.0, 0.0, 0.0]]
             line = {"qid": _as_number(row["id"]), "query": row["truth"]["query"], "vid": row["truth"]["vid"]}
-            line |= {"pred_relevant_windows": found, "pred_saliency_scores": _clip_scores(row, windows)}
+            line |= {"pred_relevant_windows": found}
+            line |= {"pred_saliency_scores": _clip_scores(row, windows)} if are_rated else {}
             lines.append(json.dumps(line) + "\n")
         path = folder / f"{self.name}.jsonl"
         write_text(path, "".join(lines))

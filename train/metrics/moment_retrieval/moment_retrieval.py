@@ -21,9 +21,8 @@ any order. `references`: its true windows, `{"start", "end"}`, at least one. Ret
   over 0.5, 0.55, ..., 0.95. Precision is interpolated, a true window counts once, and the ten best-scored windows
   count.
 
-A query without a predicted window scores 0. These are the rules of QVHighlights' evaluation, which leaves such a
-query out of its mean average precision; `official=True` does so too. With one true window a query, `r1` and `miou` are
-those of Charades-STA.
+A query without a predicted window scores 0. These are the rules of QVHighlights' evaluation, which stops at such a
+query. With one true window a query, `r1` and `miou` are those of Charades-STA.
 """
 _CITATION = """Lei et al., QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries,
 arXiv 2107.09609. Gao et al., TALL: Temporal Activity Localization via Language Query, arXiv 1705.02101."""
@@ -46,10 +45,7 @@ class MomentRetrieval(evaluate.Metric):
         )
 
     def _compute(
-        self,
-        predictions: list[list[dict[str, Any]]],
-        references: list[list[dict[str, Any]]],
-        official: bool = False,
+        self, predictions: list[list[dict[str, Any]]], references: list[list[dict[str, Any]]]
     ) -> dict[str, float]:
         overlaps = []
         for found, true in zip(predictions, references, strict=True):
@@ -59,9 +55,8 @@ class MomentRetrieval(evaluate.Metric):
             table = [[window_iou(one, two) for two in true] for one in ranked]
             overlaps.append(np.array(table).reshape(-1, len(true)))
         best = np.array([table[0].max() if len(table) else 0.0 for table in overlaps])
-        counted = [table for table in overlaps if len(table) or not official]
-        precision = np.array([[_average_precision(table, at) for at in THRESHOLDS] for table in counted])
-        by_threshold = dict(zip(THRESHOLDS, precision.mean(0) if counted else np.zeros(len(THRESHOLDS)), strict=True))
+        precision = np.array([[_average_precision(table, at) for at in THRESHOLDS] for table in overlaps])
+        by_threshold = dict(zip(THRESHOLDS, precision.mean(0), strict=True))
         return {
             **{f"r1_{at}": float(np.mean(best >= at - 1e-9)) for at in (0.3, 0.5, 0.7)},
             "miou": float(best.mean()),
