@@ -8,6 +8,7 @@ import pytest
 from tiny import random_frames, write_clip
 
 from videollm_mod.train.data.converters import Notes, Videos, find_converter
+from videollm_mod.train.tasks import find_task
 
 
 @pytest.fixture
@@ -125,7 +126,11 @@ def test_charades_sta_in_the_layout_of_qvhighlights(folder):
     row = {"qid": 12404, "query": "person opens a door.", "duration": 30.96, "vid": "AB12C"}
     save(folder, "charades_sta_test_tvr_format.jsonl", {**row, "relevant_windows": [[1.2, 4.0]]})
     rows, *_ = convert("charades_sta", folder)
-    assert said(rows["test", "AB12C/0"]) == [(1.5, "starts."), (4.0, "ends.")]
+    row = rows["test", "AB12C/0"]
+    assert said(row) == [(1.5, "starts."), (4.0, "ends.")]
+    # The scorer that reads the copy knows its queries by `qid`.
+    (path,) = find_task("charades_sta_moments").write_files(folder, [row], [{"replies": []}], {})
+    assert json.loads(path.read_text())["qid"] == 12404
 
 
 def test_files_of_other_data_sets_are_errors(folder):

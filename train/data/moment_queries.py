@@ -10,7 +10,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +39,7 @@ class Query:
         windows (`list`, *optional*): Its windows, as they are in the file, or `None` if there are none.
         length (`Any`): The annotated length of the video, or `None`.
         scores (`tuple[Any, Any]`, *optional*): Indices of clips of two seconds, and the annotators' scores of each.
+        qid (`Any`): The id that a copy in the layout of QVHighlights gives it, or `None`.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Query:
     windows: Any = None
     length: Any = None
     scores: tuple[Any, Any] = (None, None)
+    qid: Any = None
 
 
 @dataclass
@@ -106,6 +108,7 @@ class Moments(Converter):
             "windows": [list(window) for window in windows],
             "duration": annotated_length(query.length, video, query.id, notes),
             **_read_scores(query, notes),
+            **({} if query.qid is None else {"qid": query.qid}),
         }
         question = {"role": "user", "content": ask_for_moment(asked, query.id)}
         about = {"id": query.id, "task": f"{self.source}_moments", "video": str(video.path)}
@@ -202,7 +205,7 @@ class CharadesSta(Moments):
                 length = query.length or lengths.get(query.video)
                 name = f"{query.video}/{counts[query.video]}"
                 counts[query.video] += 1
-                yield split, Query(name, query.video, query.text, query.windows, length)
+                yield split, Query(name, query.video, query.text, query.windows, length, qid=query.qid)
 
 
 def _read_sta(path: Path, notes: Notes) -> Iterator[Query]:
@@ -217,7 +220,7 @@ def _read_sta(path: Path, notes: Notes) -> Iterator[Query]:
 
 def _read_copy(path: Path, notes: Notes) -> Iterator[Query]:
     for _, row in _read_lines(path, notes):
-        yield _read_query(row, "")
+        yield replace(_read_query(row, ""), qid=row.get("qid"))
 
 
 def _read_lengths(path: Path) -> Iterator[tuple[str, Any]]:

@@ -155,7 +155,9 @@ class MomentTask(Streamed):
         for row, prediction in zip(rows, predictions, strict=True):
             windows = _windows(row, prediction)
             found = [[window["start"], window["end"], window["score"]] for window in windows] or [[0.0, 0.0, 0.0]]
-            line = {"qid": _as_number(row["id"]), "query": row["truth"]["query"], "vid": row["truth"]["vid"]}
+            qid = row["truth"].get("qid")
+            line = {"qid": _as_number(row["id"]) if qid is None else qid}
+            line |= {"query": row["truth"]["query"], "vid": row["truth"]["vid"]}
             line |= {"pred_relevant_windows": found}
             line |= {"pred_saliency_scores": _clip_scores(row, windows)} if are_rated else {}
             lines.append(json.dumps(line) + "\n")
