@@ -25,7 +25,8 @@ video the true captions of each annotator, in the same form, at least one. Retur
   pairs, as densevid_eval does, and the other two are means over its pairs. Both are averaged over videos, then over t.
   The scores are those of `videollm_mod.train.text_scores`. Document frequencies of CIDEr are those of all pairs at t.
 - `soda_c_stem`: F1 of IoU times METEOR under the best assignment that keeps the order of time, for the better
-  annotator, averaged over videos.
+  annotator, averaged over videos. SODA takes the better annotator with `--multi_reference` only. By default, it merges
+  the captions of all annotators, and PDVC's code averages the scores of annotators.
 
 A video without predictions scores 0. The rules are those of densevid_eval and SODA. With `official=True` three of
 their weaknesses are kept: CIDEr takes its document frequencies from one video, so that a single pair scores 0; SODA
