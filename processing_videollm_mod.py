@@ -191,7 +191,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             start, end (`float` or `list[float]`, *optional*): Seconds between which to read each dialogue's video.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "Assistant:".
             return_labels (`bool`, *optional*, defaults to `False`): Whether to return `labels`.
-            padding (`bool`, *optional*, defaults to `True`): Whether to pad the rows of a batch to one length.
+            padding (`bool`, *optional*, defaults to `True`): Whether to pad the rows of a batch to the longest.
             padding_side (`str`, *optional*): `"left"` or `"right"`. Defaults to the tokenizer's.
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, or `None` for lists.
 
@@ -314,17 +314,20 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         return_tensors: str | None = None,
         continue_final_message: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
+        fps: float = 2.0,
         num_frames: int | None = None,
+        padding: bool = True,
         tools: list[Any] | None = None,
         load_audio_from_video: bool = False,  # noqa: ARG002
+        **others: Any,
     ) -> str | list[str] | list[int] | list[list[int]] | BatchFeature:
         r"""
         Render a dialogue, or several, as the text of a stream.
 
         Args:
             conversation (`list[dict]` or `list[list[dict]]`): Messages. With `return_dict`, content may also be a list
-                of parts, as in `transformers.pipeline`: `{"type": "text", "text": ...}` and `{"type": "video",
-                "video": ...}` (or `"path"` or `"url"`). An `"image"` is a video of one frame.
+                of parts: `{"type": "text", "text": ...}`, and one `{"type": "video", "video": ...}` (or `"path"`
+                or `"url"`), which comes before all messages. An `"image"` is a video of one frame.
             chat_template (`str`, *optional*): A template in place of the processor's.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\nAssistant:".
             add_stream_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\n[", where frames begin.
@@ -333,7 +336,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids instead of text.
             return_dict (`bool`, *optional*, defaults to `False`): With `tokenize`, whether to return all inputs of the
                 model, frames included.
-            return_tensors, processor_kwargs (*optional*): With `return_dict`, options of the processor's call.
+            return_tensors, fps, padding, processor_kwargs (*optional*): With `return_dict`, options of `__call__`.
             continue_final_message (`bool`, *optional*, defaults to `False`): `True` raises an error.
             num_frames (`int`, *optional*): With `return_dict`, most frames of a video file: fewer a second are read.
             tools, load_audio_from_video (*optional*): Passed by `transformers serve`. Tools raise an error, and sound
@@ -341,7 +344,12 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
         Raises:
             `ValueError`: If a final message is to be continued, there are tools, or a part is of another type.
+            `TypeError`: If there are other options.
         """
+        flags = {name: value for name, value in locals().items() if name.startswith("add_")}
+        if others:
+            use = "`fps`, `num_frames` or `padding`, or `return_labels` of the processor's call"
+            raise TypeError(f"`{next(iter(others))}` is not supported: use {use}.")
         if continue_final_message:
             raise ValueError("`continue_final_message` is not supported: end the dialogue with the user's message.")
         if tools:
@@ -349,19 +357,14 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         dialogues, is_batch = _as_batch(conversation)
         if tokenize and return_dict:
             pairs = [_take_video(dialogue) for dialogue in dialogues]
-            rate = {} if num_frames is None else {"fps": self._rate_for(num_frames, [video for _, video in pairs])}
+            if num_frames is not None:
+                fps = self._rate_for(num_frames, [video for _, video in pairs], fps)
             return self(
                 *(map(list, zip(*pairs, strict=True)) if is_batch else pairs[0]),
                 add_generation_prompt=add_generation_prompt,
                 return_tensors=return_tensors,
-                **{**rate, **(processor_kwargs or {})},
+                **{"fps": fps, "padding": padding, **(processor_kwargs or {})},
             )
-        flags = {
-            "add_generation_prompt": add_generation_prompt,
-            "add_stream_prompt": add_stream_prompt,
-            "add_stream_generation_prompt": add_stream_generation_prompt,
-            "add_stream_query_prompt": add_stream_query_prompt,
-        }
         rendered = [self._render(dialogue, chat_template, **flags) for dialogue in dialogues]
         results = [self._tokenize(text, contents)[0] if tokenize else text for text, contents, _ in rendered]
         return results if is_batch else results[0]
@@ -566,12 +569,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         pad_id = self.tokenizer.pad_token_id
         fill = {"input_ids": self.tokenizer.eos_token_id if pad_id is None else pad_id, "labels": _LABEL_IGNORED}
         rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
-        longest = max(len(row["input_ids"]) for row in rows)
+        lengths = sorted({len(row["input_ids"]) for row in rows})
+        if return_tensors not in ("pt", None) or padding not in (True, False, "longest"):
+            raise ValueError(f"{return_tensors=}, {padding=}: must be 'pt' or None, and True, False or 'longest'.")
+        if len(lengths) > 1 and return_tensors and not padding:
+            raise ValueError(f"Rows of {lengths} tokens make no tensor: set `padding=True` or `return_tensors=None`.")
         data: dict[str, Any] = {}
         for name in rows[0]:
             values = [row[name] for row in rows]
             if padding:
-                extra = [[fill.get(name, 0)] * (longest - len(row)) for row in values]
+                extra = [[fill.get(name, 0)] * (lengths[-1] - len(row)) for row in values]
                 values = [e + v if side == "left" else v + e for v, e in zip(values, extra, strict=True)]
             data[name] = torch.tensor(values) if return_tensors == "pt" else values
         return data
@@ -676,9 +683,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         options = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
         return self.video_processor(frames, **options)["pixel_values_videos"][0]
 
-    def _rate_for(self, num_frames: int, videos: Sequence[Any]) -> float:
-        """Return frames per second, at most the usual 2, that give at most `num_frames` of each video file."""
-        rate = 2.0
+    def _rate_for(self, num_frames: int, videos: Sequence[Any], rate: float) -> float:
+        """Return frames per second, at most `rate`, that give at most `num_frames` of each video file."""
         for video in videos:
             if isinstance(video, (str, Path)):
                 with self.open_video(video) as reader:

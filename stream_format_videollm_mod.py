@@ -38,10 +38,9 @@ _CHATML = {
     "assistant_end": "<|im_end|>",
     "assistant_after": "\n",
 }
-STREAM_FORMATS: dict[str, dict[str, str]] = {
-    "chatml": {**_PARTS, **_CHATML, "frame_between": "\n", "outro": "\n"},
+_FORMATS = {
+    "chatml": {**_CHATML, "frame_between": "\n", "outro": "\n"},
     "llama3": {
-        **_PARTS,
         "begin": "<|begin_of_text|>",
         "system_before": "<|start_header_id|>system<|end_header_id|>\n\n",
         "system_after": "<|eot_id|>",
@@ -53,7 +52,6 @@ STREAM_FORMATS: dict[str, dict[str, str]] = {
         "outro": "\n",
     },
     "llava_onevision": {
-        **_PARTS,
         "system_before": "<|im_start|>system \n",
         "system_after": "<|im_end|>",
         "user_before": "<|im_start|>user ",
@@ -65,7 +63,6 @@ STREAM_FORMATS: dict[str, dict[str, str]] = {
         "words_before": "\n",
     },
     "smolvlm": {
-        **_PARTS,
         "begin": "<|im_start|>",
         "system_before": "System: ",
         "system_after": "<end_of_utterance>\n",
@@ -80,7 +77,6 @@ STREAM_FORMATS: dict[str, dict[str, str]] = {
         "outro": "\n\n",
     },
     "internvl": {
-        **_PARTS,
         **_CHATML,
         "frame_before": "Frame{index}: <img>",
         "frame_after": "</img>",
@@ -88,6 +84,7 @@ STREAM_FORMATS: dict[str, dict[str, str]] = {
         "outro": "\n",
     },
 }
+STREAM_FORMATS: dict[str, dict[str, str]] = {name: {**_PARTS, **texts} for name, texts in _FORMATS.items()}
 _FIRST_LINE = re.compile(r"\A\{%- set stream_format = .*? -%\}$", re.MULTILINE)
 
 

@@ -672,10 +672,16 @@ def test_a_pipeline_answers_in_batches_as_one_by_one(task, tmp_path):
         ([{"type": "video", "path": "a.mp4"}] * 2, {}, "may have one video or image, got 2"),
         ("Hi.", {"continue_final_message": True}, "end the dialogue with the user's message"),
         ("Hi.", {"tools": [{"name": "look"}]}, "the model cannot call functions"),
+        (
+            "Hi.",
+            {"return_assistant_tokens_mask": True},
+            "not supported: use .* `return_labels` of the processor's call",
+        ),
+        ("Hi.", {"do_sample_frames": True}, "`do_sample_frames` is not supported: use `fps`, `num_frames` or"),
     ],
 )
 def test_refuses_messages_of_a_pipeline(processor, content, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=True, return_dict=True, **options
         )
@@ -689,6 +695,34 @@ def test_num_frames_is_the_most_that_a_video_gives(processor, tmp_path):
     for most in (1, 7, 8):
         batch = processor.apply_chat_template(asked, tokenize=True, return_dict=True, num_frames=most)
         assert batch["num_frames"] == [most]
+
+
+def test_chat_templates_take_a_frame_rate_and_padding(processor, tmp_path):
+    """The frames come before all messages, wherever their part stands."""
+    path = tmp_path / "clip.mp4"
+    write_clip(path, random_frames(8), fps=4)
+    ask = [user("Hello."), user([{"type": "text", "text": "What?"}, {"type": "video", "path": str(path)}])]
+    options = {"tokenize": True, "return_dict": True}
+    batch = processor.apply_chat_template([ask, ask[:1]], **options, fps=4, padding=False)
+    assert batch["num_frames"] == [8, 0] and len(batch["input_ids"][0]) > len(batch["input_ids"][1])
+    plain = [stream(8), user("Hello."), user("What?")]
+    assert batch["input_ids"][0] == processor(plain, random_frames(8))["input_ids"][0].tolist()
+    assert processor.apply_chat_template(ask, **options, fps=4, num_frames=2)["num_frames"] == [2]
+    padded = processor.apply_chat_template([ask, ask[:1]], **options, fps=1)
+    assert padded["num_frames"] == [2, 0] and len(padded["input_ids"][0]) == len(padded["input_ids"][1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"return_tensors": "np"}, "^return_tensors='np', padding=True: must be 'pt' or None, and True, False or"),
+        ({"padding": "max_length"}, "^return_tensors='pt', padding='max_length': must be"),
+        ({"padding": False}, r"^Rows of \[\d+, \d+\] tokens make no tensor: set `padding=True`"),
+    ],
+)
+def test_tensors_that_cannot_be_made_are_refused(processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor([[user("Hi.")], [user("What is it that you see?")]], **options)
 
 
 def test_an_empty_batch_is_refused(processor):
