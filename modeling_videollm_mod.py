@@ -582,15 +582,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         head = "" if self.config.tie_word_embeddings else r"|(.*\.)?lm_head"
         modules = [item for item in self.model.language_model.layers.named_modules() if ".router" not in item[0]]
         linear = sorted({name.rsplit(".")[-1] for name, module in modules if isinstance(module, nn.Linear)})
-        fields = {
-            "task_type": "CAUSAL_LM",
-            "r": 128,
-            "lora_alpha": 256,
-            "lora_dropout": 0.05,
-            "target_modules": rf"(.*\.)?language_model\.layers\.\d+\.(?!router\.)(.*\.)?({'|'.join(linear)}){head}",
-            "modules_to_save": ["connector", *self.router_names],
-            **overrides,
-        }
+        fields = {"task_type": "CAUSAL_LM", "r": 128, "lora_alpha": 256, "lora_dropout": 0.05}
+        target = rf"(.*\.)?language_model\.layers\.\d+\.(?!router\.)(.*\.)?({'|'.join(linear)}){head}"
+        fields |= {"target_modules": target, "modules_to_save": ["connector", *self.router_names], **overrides}
         saved = fields["modules_to_save"] or ()
         parts = [getattr(self.model, name) for name in ("connector", "vision_encoder") if name in saved]
         # Quantised weights are integers, or four bits stored as another type.
