@@ -173,7 +173,9 @@ def find_frames(
     elif frame_token_mask is None:
         frame_token_mask = torch.zeros(batch_size, sequence_length, dtype=torch.bool, device=source.device)
     if num_frames is not None:
-        num_frames = torch.as_tensor(num_frames).flatten().tolist()  # a pipeline's batch is a list of lists
+        rows = num_frames.tolist() if isinstance(num_frames, torch.Tensor) else num_frames
+        # A pipeline's batch is a list of lists.
+        num_frames = [count for row in rows for count in (row if isinstance(row, (list, tuple)) else [row])]
     elif no_frames:
         num_frames = [0] * batch_size
     elif frames is not None and batch_size == 1:

@@ -315,3 +315,14 @@ def test_models_can_be_pickled_and_sent_to_other_processes(remote, tmp_path):
     assert torch.equal(logits_in(copy.deepcopy(model), inputs), expected)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert torch.equal(pool.submit(logits_in, model, inputs).result(), expected)
+
+
+@pytest.mark.parametrize("counts", [[2, 2], [[2], [2]], torch.tensor([2, 2]), torch.tensor([[2], [2]])])
+def test_counts_of_frames_may_be_nested(counts):
+    """`transformers.pipeline` makes them so."""
+    model = tiny_model()
+    inputs = {
+        "input_ids": dialogue_ids(model.config, [2]).repeat(2, 1),
+        "frame_features": random_features(model.config, 2).repeat(2, 1, 1, 1),
+    }
+    assert torch.equal(logits_in(model, inputs | {"num_frames": counts}), logits_in(model, inputs))
