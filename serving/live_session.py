@@ -6,13 +6,13 @@ import asyncio
 import secrets
 import time as clock
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..generation_videollm_mod import DEFAULT_QUERY
 from .limits import RequestError
-from .opening import open_stream
+from .opening import open_again, open_stream
 from .session_options import SessionOptions, check_fps, field_of
 from .stream import EngineStream
 from .telling import Frame, Progress, Reply, Teller
@@ -38,6 +38,8 @@ class LiveSession:
         stream ([`EngineStream`]): Its stream.
         has_begun (`bool`): Whether it has a frame or a question.
         last_time (`float`, *optional*): Time of the last frame that it has accepted, in seconds.
+        lock (`asyncio.Lock`), num_requests (`int`): Held while something enters the stream, and the number of requests
+            that wait for the model without it.
         listeners (`list[Callable]`): Called with `"frame"`, `"begin"`, `"words"`, `"end"` or `"over"`, and the
             [`Frame`], the [`Reply`], the reply and its new words, the reply, or why the session is over.
         conversation: What a protocol keeps for the session while no client is connected.
@@ -71,7 +73,7 @@ class LiveSession:
         self.num_received = self.num_skipped = self._context = self._num_early = 0
         self.reply: Reply | None = None
         self.asked: dict[int, Reply] = {}
-        self.lock = asyncio.Lock()
+        self.lock, self.num_requests = asyncio.Lock(), 0
         self._loop = asyncio.get_running_loop()
         self._frames: deque[Frame] = deque()
         self._waiters: list[asyncio.Future[None]] = []
@@ -185,7 +187,14 @@ class LiveSession:
 
     # -------------------------------------------------------------------------------------------- frames and questions
 
-    def new_frame(self, *, time: float | None = None, item_id: str | None = None, param: str | None = None) -> Frame:
+    def new_frame(
+        self,
+        *,
+        time: float | None = None,
+        item_id: str | None = None,
+        param: str | None = None,
+        arrival: float | None = None,
+    ) -> Frame:
         """
         Return the place of a frame in the stream. Its `fate` is `"fps"` if it comes earlier than `fps` allows.
 
@@ -193,13 +202,14 @@ class LiveSession:
             time (`float`, *optional*): Seconds in the stream. By default the time since the first frame.
             item_id (`str`, *optional*): Its name.
             param (`str`, *optional*): The field of the time, for errors.
+            arrival (`float`, *optional*): When it came, by the clock of the event loop. By default now.
 
         Raises:
             [`RequestError`]: If the session is over, or the time is not later than that of the last frame.
         """
-        self._refuse_if_over()
+        self.refuse_if_over()
         self.touch()
-        last, now = self.last_time, self._loop.time()
+        last, now = self.last_time, self._loop.time() if arrival is None else arrival
         if time is not None:
             if not 0 <= time <= _LATEST or (last is not None and time <= last):
                 wrong = f"Frame times must be seconds and increase, got {time!s:.20} s"
@@ -246,7 +256,7 @@ class LiveSession:
 
     async def show(self, pictures: list[Any], times: list[float]) -> None:
         """Accept frames that are all to be seen, at times in seconds. Raise [`RequestError`] if that fails."""
-        self._refuse_if_over()
+        self.refuse_if_over()
         await self._begin()
         await self.work(lambda: self.stream.push(pictures, time=times))
 
@@ -273,7 +283,7 @@ class LiveSession:
         # A chat request has all its texts at once, and they were counted as a whole.
         if text is not None and self.can_be_resumed:
             await self.check_text(text, role=role, param=param)
-        self._refuse_if_over()
+        self.refuse_if_over()
         self.touch()
         self._refuse_if_full()
         self._num_early += not self.num_received
@@ -329,7 +339,7 @@ class LiveSession:
         Raises:
             [`RequestError`]: If a setting is wrong or cannot change any more. Nothing has changed then.
         """
-        self._refuse_if_over()
+        self.refuse_if_over()
         self.touch()
         await check_settings(self, options, None if instructions == self.instructions else instructions)
         check_fps(options.fps, self.limits, self.path)
@@ -352,7 +362,7 @@ class LiveSession:
                 fixed = "`max_frames` and `max_text_tokens` reserve memory: the first frame or text fixes them."
                 raise RequestError(fixed, code="session_has_begun", param=field_of(self.path, "max_frames"))
             # A client that leaves now cancels this, and the stream would be lost.
-            await asyncio.shield(self.sessions.start(self._open_again(options)))
+            await asyncio.shield(self.sessions.start(open_again(self, options)))
         elif options.speaking() != self.options.speaking():
             try:
                 await self.work(lambda: self.stream.set_speaking(**options.speaking()))
@@ -365,29 +375,15 @@ class LiveSession:
             self._due = self.last_time + 1 / options.fps
         self.options = options
 
-    async def _open_again(self, options: SessionOptions) -> None:
-        """Open the stream with other memory. If that fails, it is as before, or the session ends."""
-        before, old, self.teller = self.options, self.stream, None
-        await self.sessions.run(lambda: old.close(discard=True))
-        await self.sessions.freed(old)
-        self._refuse_if_over()
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request that waits for the model."""
+        self.num_requests += 1
         try:
-            self.options = options
-            await self.open()
-        except RequestError:
-            self.options = before
-            await self._open_as_before()
-            raise
+            yield
         finally:
-            if self.over is not None and self.stream is not old:  # it ended meanwhile
-                await self.close()
-        self._refuse_if_over()
-
-    async def _open_as_before(self) -> None:
-        try:
-            await self.open()
-        except RequestError as error:
-            await self.close(f"its stream could not be opened again: {error}")
+            self.num_requests -= 1
+            self._wake()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds or the session is over, at most `reply_seconds`."""
@@ -403,7 +399,7 @@ class LiveSession:
         except (TimeoutError, asyncio.TimeoutError):
             late = f"The model has not answered within {self.limits.reply_seconds:g} s."
             raise RequestError(late, status=504, code="timeout") from None
-        self._refuse_if_over(unless=condition)
+        self.refuse_if_over(unless=condition)
 
     async def _begin(self) -> None:
         """Say the instructions before the first frame or question."""
@@ -429,7 +425,8 @@ class LiveSession:
             full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
             raise RequestError(full, status=429, code="conversation_already_has_active_response")
 
-    def _refuse_if_over(self, unless: Callable[[], bool] | None = None) -> None:
+    def refuse_if_over(self, unless: Callable[[], bool] | None = None) -> None:
+        """Raise [`RequestError`] if the session is over, unless a condition holds."""
         if self.over is not None and not (unless is not None and unless()):
             if self.over == SAVED:
                 self.sessions.refuse_if_draining()

@@ -6,7 +6,7 @@ from typing import Any
 
 from .limits import RequestError
 from .memory import EngineFullError, TooLargeError
-from .session_options import MEMORY, check_fps, field_of
+from .session_options import MEMORY, SessionOptions, check_fps, field_of
 from .stream import EngineStream
 from .telling import Teller
 
@@ -38,6 +38,37 @@ async def open_stream(session: Any) -> tuple[EngineStream, Teller]:
     return stream, teller
 
 
+async def open_again(session: Any, options: SessionOptions) -> None:
+    """
+    Open the stream of a [`LiveSession`] with other memory. If that fails, it is as before, or the session ends.
+
+    Raises:
+        [`RequestError`]: If that fails.
+    """
+    before, old, session.teller = session.options, session.stream, None
+    await session.sessions.run(lambda: old.close(discard=True))
+    await session.sessions.freed(old)
+    session.refuse_if_over()
+    try:
+        session.options = options
+        await session.open()
+    except RequestError:
+        session.options = before
+        await _open_as_before(session)
+        raise
+    finally:
+        if session.over is not None and session.stream is not old:  # it ended meanwhile
+            await session.close()
+    session.refuse_if_over()
+
+
+async def _open_as_before(session: Any) -> None:
+    try:
+        await session.open()
+    except RequestError as error:
+        await session.close(f"its stream could not be opened again: {error}")
+
+
 def _option_error(error: Exception, path: str) -> RequestError:
     """Return the error for a client whose option the engine does not take. It begins with the name of a limit."""
     name = next((name for name in MEMORY if str(error).startswith(f"`{name}`")), None)
@@ -45,4 +76,4 @@ def _option_error(error: Exception, path: str) -> RequestError:
     return RequestError(str(error), code="invalid_value", param=param)
 
 
-__all__ = ["open_stream"]
+__all__ = ["open_again", "open_stream"]

@@ -25,6 +25,7 @@ from .session_state import (
     FORMAT,
     SessionBusyError,
     fill_session,
+    lock_alone,
     news_of,
     pack_session,
     questions_of,
@@ -221,7 +222,8 @@ class SavedSessions:
         place = await run(self.folder.begin)
         saved = session.saved = asyncio.Event()
         try:
-            async with session.lock:
+            await lock_alone(session)  # an answer that a request waits for is not said on the next server
+            try:
                 conversation = session.conversation
                 if conversation is not None:
                     await conversation.disconnect(_DISCONNECT_SECONDS)
@@ -230,6 +232,8 @@ class SavedSessions:
                 await session.saving(lambda: stream.save(place / _STREAM, close=True))
                 state = json.dumps(state_of_session(session, waiting), allow_nan=False)
                 await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
+            finally:
+                session.lock.release()
             await run(lambda: self.folder.commit(place, _saved_as(session).secret, expires))
         finally:
             await run(lambda: self.folder.discard(place))

@@ -9,7 +9,7 @@ import socket
 import time as clock
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -327,7 +327,8 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
 
     @app.post(path + "/{session_id}/frame")
     async def see(session_id: str, request: Request) -> dict[str, Any]:
-        arrival, session = clock.perf_counter(), await server.saved.find(session_id, owner_of(request))
+        arrival = asyncio.get_running_loop().time()
+        session = await server.saved.find(session_id, owner_of(request))
         async with server.bodies.read(request, server.limits.max_frame_bytes) as data:
             return await _see(session, data, _time(request), arrival)
 
@@ -367,25 +368,38 @@ def _time(request: Request) -> float | None:
 
 
 async def _see(session: LiveSession, data: bytearray, time: float | None, arrival: float) -> dict[str, Any]:
-    """Show a session a frame, and wait until the model has seen it and has said what it says."""
+    """
+    Show a session a frame, and wait until the model has seen it and has said what it says.
+
+    Args:
+        session ([`LiveSession`]): The session.
+        data (`bytearray`): The picture file.
+        time (`float`, *optional*): Seconds in the stream, by default those at its arrival.
+        arrival (`float`): When it came, by the clock of the event loop.
+    """
     said: list[dict[str, Any]] = []
+    is_past = False
+    with session.counted(), ExitStack() as stack:
+        # Who waits for the model does not hold the lock: other requests may interrupt, and frames go on.
+        async with session.lock:
+            frame = session.new_frame(time=time, param="time", arrival=arrival)
 
-    def listen(kind: str, *what: Any) -> None:
-        if kind == "end":
-            said.append(_described(what[0]))
+            def listen(kind: str, *what: Any) -> None:
+                nonlocal is_past
+                if kind == "end" and not what[0].is_asked and what[0].event.time == frame.time:
+                    said.append(_described(what[0]))
+                # The model ends what it says at a frame before it sees the next one.
+                is_past |= kind == "frame" and what[0].fate == "seen" and what[0].time > frame.time
 
-    async with session.lock:
-        frame = session.new_frame(time=time, param="time")
-        picture = None
-        if frame.fate is None:
-            picture = await session.sessions.run(lambda: read_picture(data, session.limits))
-        session.listeners.append(listen)
-        try:
+            picture = None
+            if frame.fate is None:
+                picture = await session.sessions.run(lambda: read_picture(data, session.limits))
+            session.listeners.append(listen)
+            stack.callback(session.listeners.remove, listen)
             await session.push(frame, picture)
-            await session.until(lambda: frame.fate == "fps" or (frame.fate is not None and session.is_idle))
-        finally:
-            session.listeners.remove(listen)
-    timings = {"lag": frame.lag, "total": round(clock.perf_counter() - arrival, 6)}
+        await session.until(lambda: frame.fate == "fps" or (frame.fate is not None and (session.is_idle or is_past)))
+    total = asyncio.get_running_loop().time() - arrival
+    timings = {"lag": frame.lag, "total": round(total, 6)}
     return {"object": "streaming.frame", "frame": frame.to_dict(), "said": said, "timings": timings}
 
 
@@ -400,8 +414,9 @@ async def _ask(session: LiveSession, given: dict[str, Any]) -> dict[str, Any]:
         raise RequestError("`text` must be a question.", code="invalid_value", param="text")
     if reply_now and session.last_time is None:
         raise RequestError("There is no frame to answer from yet: send one first.", code="no_frame")
-    async with session.lock:
-        reply = await session.ask(text, reply_now=reply_now, interrupt=interrupt, param="text")
+    with session.counted():
+        async with session.lock:
+            reply = await session.ask(text, reply_now=reply_now, interrupt=interrupt, param="text")
         if reply is None:
             return {"object": "streaming.answer", "answer": None}
         await session.until(lambda: reply.is_over)

@@ -75,10 +75,20 @@ class SessionBusyError(Exception):
     """A session cannot be saved now, but later."""
 
 
+async def lock_alone(session: LiveSession) -> None:
+    """Lock a session when no request waits for its stream."""
+    while True:
+        await session.until(lambda: session.num_requests == 0)
+        await session.lock.acquire()
+        if session.num_requests == 0:
+            return
+        session.lock.release()
+
+
 async def _lock(session: LiveSession) -> None:
-    """Lock a session. Raise [`SessionBusyError`] if a request has the lock that may wait for the stream."""
+    """Lock a session. Raise [`SessionBusyError`] if requests wait for its stream, or have the lock, for too long."""
     try:
-        await asyncio.wait_for(session.lock.acquire(), _LOCK_SECONDS)
+        await asyncio.wait_for(lock_alone(session), _LOCK_SECONDS)
     except (TimeoutError, asyncio.TimeoutError):
         raise SessionBusyError from None
 
@@ -100,7 +110,7 @@ async def _resting(session: LiveSession) -> AsyncIterator[None]:
         stack.push_async_callback(run, stream.resume)
         await run(stream.wait_for_rest)  # a client may cancel the reply that is finished here
         if not may_wait:
-            await _lock(session)  # a request over plain HTTP may have it, and waits until the stream goes on
+            await _lock(session)  # a request over plain HTTP may have come, and waits until the stream goes on
             stack.callback(session.lock.release)
         await run(lambda: session.sessions.tell(session))
         yield
@@ -134,4 +144,13 @@ def news_of(session: LiveSession) -> tuple[Any, ...]:
     return (*news, conversation.last_item, conversation.audio.settings(), conversation.hearing.num_changes)
 
 
-__all__ = ["FORMAT", "SessionBusyError", "fill_session", "news_of", "pack_session", "questions_of", "state_of_session"]
+__all__ = [
+    "FORMAT",
+    "SessionBusyError",
+    "fill_session",
+    "lock_alone",
+    "news_of",
+    "pack_session",
+    "questions_of",
+    "state_of_session",
+]

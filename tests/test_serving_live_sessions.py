@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from serving_server import picture
 from starlette.requests import Request
 from tiny import random_frames, tiny_model, tiny_processor
 
@@ -20,7 +21,7 @@ from videollm_mod.serving.limits import RequestError
 from videollm_mod.serving.realtime import Conversation
 from videollm_mod.serving.realtime_requests import handle_event
 from videollm_mod.serving.saved_sessions import SavedSessions, SessionMovedError
-from videollm_mod.serving.server import create_app
+from videollm_mod.serving.server import _see, create_app
 from videollm_mod.serving.session_options import SessionOptions
 from videollm_mod.serving.speech_endpoints import Transcriber
 
@@ -83,6 +84,18 @@ def test_a_saved_session_that_finds_the_memory_taken_waits_in_its_folder(tmp_pat
         asyncio.run(find(1))
     assert (refused.value.status, refused.value.code) == (503, "server_full")
     assert asyncio.run(find(2)) == 1
+
+
+def test_frames_that_come_at_once_get_what_was_said_at_each():
+    async def show_all():
+        async with serving() as server:
+            options = SessionOptions(speak="every", every=0.5, no_repeat=0, min_silence=0)
+            session = await server.sessions.open(options, instructions="")
+            data, arrival = bytearray(picture(random_frames(1)[0])), asyncio.get_running_loop().time()
+            return await asyncio.gather(*(_see(session, data, number / 2, arrival) for number in range(4)))
+
+    seen = asyncio.run(show_all())
+    assert [[event["time"] for event in each["said"]] for each in seen] == [[0.0], [0.5], [1.0], [1.5]]
 
 
 def test_more_frames_per_second_count_from_the_last_frame():

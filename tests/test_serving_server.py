@@ -85,6 +85,46 @@ def test_curl_shows_frames_and_asks(address, tmp_path):
     assert curl(f"{path}/{session}")["error"]["code"] == "no_session"
 
 
+def test_a_request_cuts_a_reply_short_and_frames_keep_the_time_of_their_arrival():
+    """The tiny model does not end a reply: its requests wait for each other no longer than they must."""
+
+    async def talk(client, server):
+        async def show(**query):
+            answer = await client.post(f"{door}/frame", params=query, content=frame)
+            return answer.json()["frame"]
+
+        frame, door = picture(embedded()[2][0]), f"{SESSIONS}/door"
+        await client.post(SESSIONS, json={"id": "door", "unprompted": False, "instructions": "", "fps": 10})
+        (session,) = server.sessions
+        await show()
+        first = asyncio.create_task(client.post(f"{door}/ask", json={"text": "What is it?"}))
+        while session.reply is None:
+            await asyncio.sleep(0.01)
+        heard = await client.post(f"{door}/ask", json={"text": "Look.", "reply_now": False})
+        frames = []
+        for _ in range(3):
+            await asyncio.sleep(0.5)
+            frames.append(asyncio.create_task(show()))
+        await asyncio.sleep(0.1)
+        waited = not first.done() and not any(task.done() for task in frames)
+        await client.post(f"{door}/ask", json={"text": "Stop.", "reply_now": False, "interrupt": True})
+        reply = (await first).json()["answer"]
+        return heard.json()["answer"], waited, reply, session.stream.events, await asyncio.gather(*frames)
+
+    async def run_client(at, server):
+        async with httpx.AsyncClient(base_url=f"http://{at}", timeout=60) as client:
+            return await talk(client, server)
+
+    engine = {"max_streams": 1, "max_frames": 12, "max_text_tokens": 9000, "page_size": 16}
+    with running(tiny_model(), tiny_processor(), engine_options=engine, max_output_tokens=8000) as (at, server):
+        heard, waited, reply, events, seen = asyncio.run(run_client(at, server))
+    assert heard is None and waited and reply["text"]
+    assert [event.interrupted for event in events if event.role == "assistant"] == [True]
+    assert [each["fate"] for each in seen] == ["seen"] * 3
+    gaps = [later["time"] - earlier["time"] for earlier, later in zip(seen, seen[1:], strict=False)]
+    assert all(0.4 < gap < 5 for gap in gaps)
+
+
 def test_http_mistakes_are_answered(address):
     with httpx.Client(base_url=f"http://{address}") as client:
         assert client.post(SESSIONS, json={"colour": 1}).json()["error"]["param"] == "colour"
