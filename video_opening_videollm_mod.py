@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from transformers.utils import is_av_available
 
@@ -100,7 +100,7 @@ def open_container(
         shown = without_secrets(source)
         if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:
             raise ValueError(f"'{shown}' sent no video within {timeout:g} s.") from error
-        host = urlsplit(source).hostname
+        host = urlsplit(shown).hostname
         if limits is not None and host is not None and error.errno == errno.EIO:
             try:
                 socket.getaddrinfo(host, None)
@@ -144,10 +144,13 @@ def without_secrets(source: str) -> str:
     """Return a source for messages: a URL without its password and its query, which may hold a token."""
     if "://" not in source or os.path.exists(source):
         return source
-    parts = urlsplit(source)
-    login, _, place = parts.netloc.rpartition("@")
-    place = f"{login.partition(':')[0]}:***@{place}" if ":" in login else parts.netloc
-    return urlunsplit(parts._replace(netloc=place, query="***" if parts.query else ""))
+    scheme, _, rest = source.partition("://")
+    login, _, place = rest.rpartition("@")
+    # A password may have any sign, also "@", and behind a "?" it could be one or a query. So none of that is shown.
+    user, _, password = login.partition(":")
+    rest = rest if user == login else f"{user}:***" if "?" in password else f"{user}:***@{place}"
+    rest, mark, _ = rest.partition("?")
+    return f"{scheme}://{rest}{mark and '?***'}"
 
 
 def _content(source: str) -> str | None:

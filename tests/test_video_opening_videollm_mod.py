@@ -117,7 +117,14 @@ def test_a_file_with_the_name_of_a_broadcast_waits(tmp_path, monkeypatch, name):
 
 def test_messages_hold_no_password_and_no_token(tmp_path, monkeypatch):
     assert without_secrets("rtsp://bob:secret@cam:554/a?token=1") == "rtsp://bob:***@cam:554/a?***"
-    assert without_secrets("rtsp://bob@cam/a") == "rtsp://bob@cam/a"
+    for plain in ("rtsp://bob@cam/a", "https://host/a@b", "http://[::1]:80/a"):
+        assert without_secrets(plain) == plain
+    for password in ("pa#ss", "pa/ss", "p@ss", "80/pass", "pa[ss", "p#a@s/s"):
+        assert without_secrets(f"rtsp://bob:{password}@cam:554/1?token=1") == "rtsp://bob:***@cam:554/1?***"
+    # A password or a query: both are left out.
+    for source in ("rtsp://bob:pa?ss@cam/1", "rtsp://bob:pass@cam/1?token=a@b", "rtsp://bob:80?token=a@b"):
+        assert without_secrets(source) == "rtsp://bob:***"
+    assert without_secrets("https://host/v?token=a:b@c") == "https://host/v?***"
     monkeypatch.chdir(tmp_path)
     for source in ("http://bob:secret@127.0.0.1:9/v.mp4?token=secret", "rtsp://bob:secret@127.0.0.1:9/live"):
         with pytest.raises(ValueError, match=r"'\w+://bob:\*\*\*@127.0.0.1:9/") as error:
