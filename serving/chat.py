@@ -5,12 +5,14 @@
 import asyncio
 import io
 import json
+import math
 import secrets
 import tempfile
 import threading
 import time as clock
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -72,6 +74,7 @@ class Completion:
         late = asyncio.get_running_loop().call_later(self.limits.show_seconds, self._stop.set)
         try:
             media = [await self._fetch(part) if isinstance(part, Media) else part for part in self.asked.parts]
+            self._choose_fps(media)
             for part in media:
                 if isinstance(part, tuple):
                     await self.session.ask(part[1], reply_now=False, role=part[0])
@@ -118,7 +121,17 @@ class Completion:
                 return await self.server.sessions.run(lambda: read_picture(data, self.limits, param=part.param))
             file.flush()
             self._files.push(stack.pop_all())
-        return Media(part.kind, file.name, part.param)
+        video = Media(part.kind, file.name, part.param)
+        return replace(video, seconds=await self.session.work(lambda: self._measure(video)))
+
+    def _choose_fps(self, media: list[Any]) -> None:
+        """See all videos at `fps`, or at a lower rate if the stream would forget frames of this request otherwise."""
+        lengths = [part.seconds for part in media if isinstance(part, Media)]
+        num_pictures = sum(not isinstance(part, (Media, tuple)) for part in media)
+        left = self.session.stream.session.max_frames - num_pictures
+        if sum(math.ceil(seconds * self.fps) for seconds in lengths) > left:
+            # Each video has up to one frame more than its share.
+            self.fps = min(self.fps, max(1, left + 1 - len(lengths)) / sum(lengths))
 
     async def _show(self, shown: Any) -> None:
         """Show a picture or a video."""
@@ -130,13 +143,10 @@ class Completion:
             self._next += 1 / self.fps
 
     def _show_video(self, video: Media) -> None:
-        """Show a video file at `fps`, or at a lower rate if the stream remembers too few frames."""
-        stream, seconds = self.session.stream, self._measure(video)
-        left = max(1, stream.session.max_frames - self.num_frames)
-        fps = min(self.asked.fps, left / seconds) if seconds > 0 else self.asked.fps
+        """Show a video file."""
         begin, waiting = self._next, []
         # The frames may last longer than the file has said.
-        for time, frame in read_video(self._open(video), fps=fps, end=seconds):
+        for time, frame in read_video(self._open(video), fps=self.fps, end=video.seconds):
             waiting.append((begin + time, frame))
             if len(waiting) == _FRAMES_AT_ONCE:
                 self._push(waiting)
@@ -144,7 +154,7 @@ class Completion:
             wrong = f"The video was not seen within {self.limits.show_seconds:g} s, which is the limit."
             raise RequestError(wrong, status=413, code="video_too_large", param=video.param)
         self._push(waiting)
-        self.fps, self._next = fps, self._next + 1 / fps
+        self._next += 1 / self.fps
 
     def _open(self, video: Media) -> VideoReader:
         return VideoReader(video.url, formats=FORMATS, max_pixels=self.limits.max_frame_pixels, stop=self._stop)

@@ -50,11 +50,13 @@ class Media:
         kind (`str`): `"image_url"` or `"video_url"`.
         url (`str`): Its URL.
         param (`str`): The field of the request.
+        seconds (`float`): The length of a video that was fetched.
     """
 
     kind: str
     url: str
     param: str
+    seconds: float = 0.0
 
 
 class ChatRequest:

@@ -99,6 +99,16 @@ def test_a_video_is_seen_and_asked_about(client, files):
     assert sent.videollm_mod["frames"] <= ROOMY["max_frames"]  # and not 85
 
 
+def test_videos_of_a_request_share_what_the_stream_remembers(client, files):
+    """The first one does not take all of it, and no picture after them makes the model forget a frame."""
+    clip = video(f"http://localhost:{files.server_port}/streamworld.mp4")
+    shown, asked = image(data_uri(embedded()[2][1])), {"extra_body": {"videollm_mod": {"fps": 10}}}
+    one, two = (ask(client, *[clip] * count, shown, **asked).videollm_mod for count in (1, 2))
+    most = ROOMY["max_frames"]
+    assert most - 2 <= two["frames"] <= most and most - 1 <= one["frames"] <= most
+    assert two["fps"] == pytest.approx(one["fps"] / 2, rel=0.1)
+
+
 def test_a_picture_at_an_address_is_one_in_the_request(client, files):
     expected = answer_of_a_session(frames=embedded()[2][1:2], times=[0.0])
     named = ask(client, image(f"http://localhost:{files.server_port}/picture.jpg"))
