@@ -428,9 +428,11 @@ class LiveSession:
     def refuse_if_over(self, unless: Callable[[], bool] | None = None) -> None:
         """Raise [`RequestError`] if the session is over, unless a condition holds."""
         if self.over is not None and not (unless is not None and unless()):
-            if self.over == SAVED:
+            if self.over not in FINAL:
                 self.sessions.refuse_if_draining()
-            raise RequestError(f"The session is over: {self.over}.", status=410, code="session_over")
+            # Clients try again what a fault of the server has ended.
+            status, code = (410, "session_over") if self.over in (SAVED, *FINAL) else (500, "session_failed")
+            raise RequestError(f"The session is over: {self.over}.", status=status, code=code)
 
     # ------------------------------------------------------------------------------------------------------- progress
 

@@ -98,6 +98,30 @@ def test_frames_that_come_at_once_get_what_was_said_at_each():
     assert [[event["time"] for event in each["said"]] for each in seen] == [[0.0], [0.5], [1.0], [1.5]]
 
 
+def test_a_fault_that_ends_a_session_is_told_as_one_of_the_server():
+    """Clients try again after 500, and not after 410, which they get when they have closed the session themselves."""
+
+    def fail(*_):
+        raise RuntimeError("The encoder broke.")
+
+    async def ask(breaks):
+        async with serving() as server:
+            session = await server.sessions.open(SILENT, instructions="")
+            hook = server.engine.model.model.vision_encoder.register_forward_pre_hook(fail) if breaks else None
+            with pytest.raises(RequestError) as refused:
+                if hook is None:
+                    await session.close()
+                await show(session, 0.0)
+                # The frame has its fate by now.
+                await session.until(lambda: False)
+            if hook is not None:
+                hook.remove()
+            return refused.value.status, refused.value.code
+
+    assert asyncio.run(ask(breaks=True)) == (500, "session_failed")
+    assert asyncio.run(ask(breaks=False)) == (410, "session_over")
+
+
 def test_more_frames_per_second_count_from_the_last_frame():
     async def change(before, after, *times):
         async with serving() as server:
