@@ -70,7 +70,7 @@ class LiveSession:
         self.listeners: list[Callable[..., None]] = []
         self.created, self.over, self._last_words = int(clock.time()), None, "closed"
         self.has_begun = self.is_idle = self.is_kept = False
-        self.num_received = self.num_skipped = self._context = self._num_early = 0
+        self.num_received = self.num_skipped = self._context = 0
         self.reply: Reply | None = None
         self.asked: dict[int, Reply] = {}
         self.lock, self.num_requests = asyncio.Lock(), 0
@@ -281,12 +281,11 @@ class LiveSession:
             [`Reply`]: The reply to come, or `None` without `reply_now`.
         """
         # A chat request has all its texts at once, and they were counted as a whole.
-        if text is not None and self.can_be_resumed:
-            await self.check_text(text, role=role, param=param)
+        if self.can_be_resumed:
+            await self.check_text(text or "", role=role, param=param)
         self.refuse_if_over()
         self.touch()
         self._refuse_if_full()
-        self._num_early += not self.num_received
         await self._begin()
         options = {"reply_now": reply_now, "interrupt": interrupt, "role": role, "instructs": instructs}
         given = {"metadata": metadata, "is_spoken": is_spoken, "ignored": list(ignored)}
@@ -308,7 +307,7 @@ class LiveSession:
         self._refuse_if_full(count)
         self.limits.check_text(text, param=param)
         begins = not self.has_begun and self.instructions.strip()
-        turns = [("user", self.instructions), (role, text)] if begins else [(role, text)]
+        turns = [("user", self.instructions)] * bool(begins) + [(role, text)] * bool(text)
         await self.work(lambda: check_live_text(self, turns, self.options.max_text_tokens, param))
 
     async def cancel(self) -> Reply | None:
@@ -420,9 +419,11 @@ class LiveSession:
             raise RequestError(str(error), status=500, code="session_failed") from None
 
     def _refuse_if_full(self, count: int = 1) -> None:
+        # Before the first frame, texts wait until there is a question. The instructions may be one of them.
         is_early = not self.num_received and self.can_be_resumed
-        if len(self.asked) >= _MOST_ASKED or (is_early and self._num_early + count > _MOST_ASKED):
-            full = f"{_MOST_ASKED} questions wait to be answered: wait for the answers, or send a frame first."
+        num_early = len(self.stream.session._questions) + count - bool(self.instructions.strip()) if is_early else 0
+        if len(self.asked) >= _MOST_ASKED or num_early > _MOST_ASKED:
+            full = f"{_MOST_ASKED} texts and questions wait: wait for the answers, ask for one, or send a frame."
             raise RequestError(full, status=429, code="conversation_already_has_active_response")
 
     def refuse_if_over(self, unless: Callable[[], bool] | None = None) -> None:

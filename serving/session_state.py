@@ -19,7 +19,7 @@ from .telling import Frame, Reply
 FORMAT = 3
 # Attributes of a session that are saved as they are.
 _KEPT = ("instructions", "max_output_tokens", "created", "has_begun", "num_received", "num_skipped")
-_KEPT += ("_num_early", "_context", "last_time", "_due")
+_KEPT += ("_context", "last_time", "_due")
 _LOCK_SECONDS = 1.0  # for which a save waits for a request in progress
 _KEPT_OF_REPLY = ("reply_id", "is_asked", "metadata", "is_spoken", "ignored")
 

@@ -19,6 +19,8 @@ def most_text(engine: Any, asked: int | None = None) -> int:
 
 def has_more_than(most: int, turns: Sequence[tuple[str, str]], engine: Any) -> bool:
     """Return whether turns, as pairs of role and text, have more than so many tokens with those between them."""
+    if not turns:
+        return most < 0
     processor, total = engine.processor, 0
     with engine.changed:  # the engine uses the same tokenizer, which is not made for several threads
         for _, text in turns:  # of a very long request, only the beginning is read
@@ -55,8 +57,11 @@ def check_live_text(session: Any, turns: Sequence[tuple[str, str]], asked: int |
     most = most_text(engine, asked)
     with engine.changed:
         waiting = [] if session.stream is None else session.stream.unread_turns
-        if has_more_than(most + SPARE_TEXT, [*waiting, *turns], engine):
+        # What was said before the first frame stays.
+        cached = 0 if session.num_received else session._context
+        if has_more_than(most + SPARE_TEXT - cached, [*waiting, *turns], engine):
             wrong = f"The text does not fit into the {most} tokens of text that this session remembers"
+            wrong += ", with what was said before the first frame" if cached else ""
             wrong += ", with what was said before it and waits to be read. " if waiting else ". "
             wrong += "Send less text, or open a session with a larger `max_text_tokens`."
             raise RequestError(wrong, code="context_length_exceeded", param=param)

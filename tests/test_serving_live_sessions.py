@@ -18,6 +18,7 @@ from tiny import random_frames, tiny_model, tiny_processor
 from videollm_mod.serving import saved_sessions
 from videollm_mod.serving.error_answers import moved_response
 from videollm_mod.serving.limits import RequestError
+from videollm_mod.serving.memory import SPARE_TEXT
 from videollm_mod.serving.realtime import Conversation
 from videollm_mod.serving.realtime_requests import handle_event
 from videollm_mod.serving.saved_sessions import SavedSessions, SessionMovedError
@@ -120,6 +121,26 @@ def test_a_fault_that_ends_a_session_is_told_as_one_of_the_server():
 
     assert asyncio.run(ask(breaks=True)) == (500, "session_failed")
     assert asyncio.run(ask(breaks=False)) == (410, "session_over")
+
+
+def test_a_chat_before_the_first_frame_ends_when_the_memory_for_text_is_full():
+    async def chat(tokens, text):
+        async with serving(engine_options={"max_text_tokens": tokens}, max_output_tokens=2) as server:
+            session, done = await server.sessions.open(SILENT, instructions="Be brief."), []
+            while len(done) < 40:
+                try:
+                    if text is not None:
+                        await session.ask(text, reply_now=False)
+                    done.append(await session.ask(None))
+                    await session.until(lambda: done[-1].is_over)
+                except RequestError as error:
+                    return error.code, int(session.stream.session.cache.get_seq_length())
+            return len(done), None
+
+    assert asyncio.run(chat(1200, "Hi.")) == (40, None)
+    for text in ("Hi.", None):
+        code, length = asyncio.run(chat(160, text))
+        assert code == "context_length_exceeded" and 140 < length < 160 + SPARE_TEXT + 12
 
 
 def test_more_frames_per_second_count_from_the_last_frame():
