@@ -55,7 +55,9 @@ def session_object(session: LiveSession, model: str, audio: Audio, **added: Any)
     stream, sessions = session.stream.session, session.sessions
     extension = session.options.model_dump()
     extension |= {"max_frames": stream.max_frames, "max_text_tokens": stream.max_text_tokens}
-    extension |= {"speak": session.options.speak or sessions.default_speak, "when_behind": sessions.when_behind}
+    # A session that says nothing by itself follows a function.
+    speak = stream.speak if session.options.unprompted else session.options.speak or sessions.default_speak
+    extension |= {"speak": speak, "when_behind": sessions.when_behind}
     extension |= {"resume_token": session.token, "limits": asdict(session.limits)}
     extension |= {} if sessions.save_seconds is None else {"save_seconds": sessions.save_seconds}
     extension |= {name: value for name, value in added.items() if value is not None}

@@ -143,6 +143,19 @@ def test_a_chat_before_the_first_frame_ends_when_the_memory_for_text_is_full():
         assert code == "context_length_exceeded" and 140 < length < 160 + SPARE_TEXT + 12
 
 
+def test_clients_are_told_when_the_model_speaks():
+    async def told(**options):
+        async with serving() as server:
+            session = await server.sessions.open(SessionOptions())
+            await session.update(SessionOptions(**options))
+            described = Conversation(session, "m", server.audio).describe()["videollm_mod"]
+            return described["speak"], described["every"]
+
+    assert asyncio.run(told()) == ("learned", None)
+    assert asyncio.run(told(every=2.0)) == ("every", 2.0)
+    assert asyncio.run(told(unprompted=False)) == ("learned", None)
+
+
 def test_more_frames_per_second_count_from_the_last_frame():
     async def change(before, after, *times):
         async with serving() as server:
