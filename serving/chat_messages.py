@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from .event_fields import boolean_of, object_of
+from .event_fields import boolean_of, extension_of, object_of
 from .limits import Limits, RequestError
 
 
@@ -93,7 +93,7 @@ class ChatRequest:
         self.max_tokens = body.get(name)
         if self.max_tokens is not None and (type(self.max_tokens) is not int or self.max_tokens < 1):
             raise RequestError(f"`{name}` must be a positive number.", code="invalid_value", param=name)
-        self.fps = self._check_fps(object_of(body, "videollm_mod"))
+        self.fps = self._check_fps(extension_of(body, "fps"))
         self.system_prompt: str | None = None
         self.parts: list[Media | tuple[str, str]] = []
         messages = body.get("messages")

@@ -40,6 +40,15 @@ def object_of(parent: dict[str, Any], name: str, *, path: str = "", needed: bool
     return found
 
 
+def extension_of(parent: dict[str, Any], known: str) -> dict[str, Any]:
+    """Return the field `videollm_mod` of an event or a request, which has one known name."""
+    found = object_of(parent, "videollm_mod")
+    if unknown := sorted(set(found) - {known}):
+        name = f"videollm_mod.{unknown[0]}"
+        raise RequestError(f"`{name}` is unknown: only `{known}` is.", code="unknown_parameter", param=name)
+    return found
+
+
 def text_of(parent: dict[str, Any], name: str, *, path: str = "", needed: bool = False) -> str | None:
     """Return a field of an event that must be a text, `None` without it."""
     found = parent.get(name)
@@ -63,4 +72,4 @@ def check_model(known: str, name: Any, *, param: str = "model") -> None:
         raise RequestError(wrong, status=404, code="model_not_found", param=param)
 
 
-__all__ = ["boolean_of", "check_model", "event_id_of", "object_of", "parse_event", "text_of"]
+__all__ = ["boolean_of", "check_model", "event_id_of", "extension_of", "object_of", "parse_event", "text_of"]

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from transformers.utils import logging
 
-from .event_fields import boolean_of, check_model, event_id_of, object_of, parse_event, text_of
+from .event_fields import boolean_of, check_model, event_id_of, extension_of, object_of, parse_event, text_of
 from .fetching import read_data_uri, read_picture
 from .limits import RequestError
 from .live_session import LiveSession
@@ -148,7 +148,7 @@ async def _create_item(conversation: Conversation, event: dict[str, Any]) -> Non
     item, session = object_of(event, "item", needed=True), conversation.session
     parts, role = _check_item(conversation, item)
     told = _check_place(conversation, event)
-    time = object_of(event, "videollm_mod").get("time")
+    time = extension_of(event, "time").get("time")
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise RequestError("`videollm_mod.time` must be seconds.", code="invalid_type", param="videollm_mod.time")
     as_whom = "assistant" if role == "assistant" else "user"  # later instructions are what the user says
@@ -273,7 +273,7 @@ async def _create_response(conversation: Conversation, event: dict[str, Any]) ->
             raise RequestError(wrong, code="invalid_value", param=f"response.{name}")
     instructions = text_of(asked, "instructions", path="response.")
     metadata = _metadata(asked)
-    interrupt = boolean_of(object_of(event, "videollm_mod"), "interrupt", path="videollm_mod.")
+    interrupt = boolean_of(extension_of(event, "interrupt"), "interrupt", path="videollm_mod.")
     text = instructions if instructions and instructions.strip() else None
     if text is not None:
         await conversation.session.check_text(text, param="response.instructions")

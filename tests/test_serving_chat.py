@@ -261,6 +261,7 @@ def test_system_messages_share_the_limit_of_a_text():
 
 
 WRONG = [
+    ({"messages": HELLO, "extra_body": {"videollm_mod": {"frames": 8}}}, 400, "videollm_mod.frames"),
     ({"messages": []}, 400, "messages"),
     ({"messages": [{"role": "system", "content": "x"}]}, 400, "messages"),
     ({"messages": [{"role": "user", "content": [image("data:,x")]}]}, 400, "messages.0.content.0.image_url.url"),

@@ -334,6 +334,8 @@ WRONG = [
     (frame_event(random_frames(1, size=(65, 64))[0], 0.0), "frame_too_large", "item.content.0.image_url"),
     (frame_event(random_frames(1)[0], -1.0), "invalid_value", "videollm_mod.time"),
     (frame_event(random_frames(1)[0], 10**400), "invalid_value", "videollm_mod.time"),
+    (text_event("x") | {"videollm_mod": {"interrupt": True}}, "unknown_parameter", "videollm_mod.interrupt"),
+    ({"type": "response.create", "videollm_mod": {"tim": 1}}, "unknown_parameter", "videollm_mod.tim"),
     (text_event(" "), "invalid_value", "item.content.0.text"),
     (text_event("x") | {"previous_item_id": "x"}, "item_create_invalid_previous_item_id", "previous_item_id"),
     (text_event("x") | {"previous_item_id": 5}, "invalid_type", "previous_item_id"),
