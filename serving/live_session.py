@@ -38,8 +38,7 @@ class LiveSession:
         stream ([`EngineStream`]): Its stream.
         has_begun (`bool`): Whether it has a frame or a question.
         last_time (`float`, *optional*): Time of the last frame that it has accepted, in seconds.
-        lock (`asyncio.Lock`), num_requests (`int`): Held while something enters the stream, and the number of requests
-            that wait for the model without it.
+        lock (`asyncio.Lock`), num_requests (`int`): Held for what enters the stream. Requests that wait for the model.
         listeners (`list[Callable]`): Called with `"frame"`, `"begin"`, `"words"`, `"end"` or `"over"`, and the
             [`Frame`], the [`Reply`], the reply and its new words, the reply, or why the session is over.
         conversation: What a protocol keeps for the session while no client is connected.
@@ -214,6 +213,7 @@ class LiveSession:
             if not 0 <= time <= _LATEST or (last is not None and time <= last):
                 wrong = f"Frame times must be seconds and increase, got {time!s:.20} s"
                 wrong += "." if last is None else f" after {last:g} s."
+                wrong += f" At most {_LATEST:.0f} s: subtract the time of the first frame." if time > _LATEST else ""
                 raise RequestError(wrong, code="invalid_value", param=param)
             self._zero = now - time
         elif self._zero is None:

@@ -156,6 +156,17 @@ def test_clients_are_told_when_the_model_speaks():
     assert asyncio.run(told(unprompted=False)) == ("learned", None)
 
 
+def test_times_of_a_clock_get_advice():
+    async def show_late():
+        async with serving() as server:
+            session = await server.sessions.open(SILENT, instructions="")
+            with pytest.raises(RequestError) as refused:
+                session.new_frame(time=1764504000.0)
+            return str(refused.value)
+
+    assert "At most 1000000000 s: subtract the time of the first frame." in asyncio.run(show_late())
+
+
 def test_more_frames_per_second_count_from_the_last_frame():
     async def change(before, after, *times):
         async with serving() as server:
