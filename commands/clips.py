@@ -14,6 +14,7 @@ from typing import Any
 import av
 
 from videollm_mod.outputs import replacing
+from videollm_mod.space.uploads import demux
 from videollm_mod.video_reading_videollm_mod import VideoReader
 
 
@@ -138,7 +139,7 @@ class ClipCutter:
         if seeks:
             with suppress(av.error.FFmpegError):
                 source.seek(int((begin - _APART + reader.origin) / picture.time_base), stream=picture)
-        for packet in source.demux(streams):
+        for packet in demux(source, *streams):
             if not packet.size:
                 continue
             time = _time(packet, reader)
@@ -173,11 +174,11 @@ def _list_pictures(video: Path) -> list[_Picture]:
     with VideoReader(video) as reader:
         usual = 1 / reader.rate if reader.rate else Fraction(1, 25)
         try:
-            for packet in reader.container.demux(reader.stream):
+            for packet in demux(reader.container, reader.stream):
                 if packet.size:
                     time, duration = _time(packet, reader), (packet.duration or 0) * packet.time_base or usual
                     pictures.append(_Picture(time, time + duration, packet.is_keyframe))
-        except (av.error.FFmpegError, IndexError):
+        except av.error.FFmpegError:
             pass  # The reader decides below whether it reads further.
         # The reader closes gaps and mends times. Packets cannot be found by such times.
         if abs(max((picture.end for picture in pictures), default=0) - Fraction(reader.seconds)) > 1:

@@ -7,6 +7,7 @@ import mmap
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,12 +123,24 @@ def _number(content: mmap.mmap, at: int) -> int:
     return int.from_bytes(content[at : at + 4], "big")
 
 
+def demux(container: Any, *streams: Any) -> Iterator[Any]:
+    """
+    Yield the packets of an open file, of all streams or of those that are given.
+
+    Args:
+        container (`av.container.InputContainer`): The file.
+    """
+    # PyAV raises it at the end of a file in which further streams begin later.
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def has_too_much(reader: Any) -> bool:
     """Return whether an open video has too many packets, or too many pictures in a second. Decodes nothing."""
     if (reader.stream.guessed_rate or 0) > MOST_PER_SECOND:
         return True
     seconds = Counter()
-    for number, packet in enumerate(reader.container.demux()):
+    for number, packet in enumerate(demux(reader.container)):
         if packet.stream.index == reader.stream.index and packet.dts is not None:
             seconds[packet.dts * packet.time_base // 1] += 1
         if number > MOST_PACKETS:

@@ -19,6 +19,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 
+# The page imports its files by their own names, the command line as parts of the package.
+if __package__:
+    from .uploads import demux
+else:
+    from uploads import demux
+
 # The picture is enlarged to this height, so that captions can be read, and shrunk to what level 5.1 of H.264 holds.
 LEAST_HEIGHT, LEAST_WIDTH = 360, 160
 MOST_PIXELS, LONGEST_SIDE = 4096 * 2304, 4096
@@ -404,13 +410,10 @@ class _Sound:
         errors = 0
         while errors < MOST_ERRORS:
             try:
-                for packet in self.source.demux(self.audio):
+                for packet in demux(self.source, self.audio):
                     errors = 0
                     if packet.size:
                         yield packet
-                return
-            except IndexError:
-                # PyAV does so at the end of a file in which further streams begin later.
                 return
             except av.error.FFmpegError:
                 errors += 1

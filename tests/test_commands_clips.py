@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from tiny import random_frames, write_clip
+from tiny import random_frames, write_clip, write_late_stream
 
 from videollm_mod import VideoReader
 from videollm_mod.commands.clips import ClipCutter
@@ -126,3 +126,9 @@ def test_a_rotated_video_stays_upright(tmp_path):
                 target.mux(packet)
     clip = ClipCutter(source, tmp_path / "clips").cut(0, 0.5)
     assert shown(clip.path)[0][1].shape == shown(source)[0][1].shape == (64, 32, 3)
+
+
+def test_a_stream_that_begins_in_the_middle_is_no_fault(tmp_path):
+    """Only the pictures that a player shows are cut, and the other stream begins when they end."""
+    source = write_late_stream(tmp_path / "source.ts", random_frames(45))
+    assert_is_part(ClipCutter(source, tmp_path / "clips").cut(0.0, 9.0), source)

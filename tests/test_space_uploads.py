@@ -12,7 +12,7 @@ import gradio as gr
 import inputs
 import pytest
 from PIL import Image
-from tiny import random_frames, write_clip
+from tiny import random_frames, write_clip, write_late_stream
 
 from videollm_mod.serving.chat import Completion
 from videollm_mod.serving.chat_messages import Media
@@ -155,3 +155,8 @@ def test_a_rate_beyond_all_cameras_is_refused_whatever_the_header_says(tmp_path,
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 4000)
             container.mux(packet)
     assert all("too many in a second" in said for said in refusals(path))
+
+
+def test_a_stream_that_begins_in_the_middle_is_no_fault(tmp_path):
+    path = write_late_stream(tmp_path / "clip.ts", random_frames(45))
+    assert Limits().check(path, VideoReader) == pytest.approx(9.0, abs=0.01)

@@ -31,7 +31,7 @@ from ego_annotations import (
     write_ego_downloads,
 )
 from programs import run_main
-from tiny import random_frames, write_clip
+from tiny import random_frames, write_clip, write_late_stream
 
 from videollm_mod.train.data import prepare
 from videollm_mod.train.data.converters import Notes, Videos
@@ -41,6 +41,7 @@ from videollm_mod.train.data.ego4d.lta import to_words
 from videollm_mod.train.data.ego4d.narration import BENCHMARKS, clean_narration, is_of_others, read_videos
 from videollm_mod.train.data.ego4d.nlq import merge_windows
 from videollm_mod.train.data.faults import FaultyRowError
+from videollm_mod.train.data.joining import join_videos
 from videollm_mod.train.data.json_streams import read_pairs, read_values
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.video_reading_videollm_mod import VideoReader
@@ -438,6 +439,13 @@ def test_a_group_is_joined_once(tmp_path, members):
     prepare_groups(tmp_path, ("m-1", "m-2"))
     with VideoReader(joined) as reader:
         assert reader.seconds == pytest.approx(6.0), "the second member is another file now"
+
+
+def test_a_stream_that_begins_in_the_middle_of_a_member_is_no_fault(tmp_path):
+    member = write_late_stream(tmp_path / "member.ts", random_frames(45))
+    join_videos([member, member], tmp_path / "joined.mkv")
+    with VideoReader(tmp_path / "joined.mkv") as reader:
+        assert reader.seconds == pytest.approx(18.0, abs=0.01)
 
 
 @pytest.mark.usefixtures("members")

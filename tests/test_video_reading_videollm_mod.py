@@ -21,7 +21,7 @@ import pytest
 import torch
 from av.stream import Disposition
 from PIL import Image
-from tiny import random_frames, write_clip
+from tiny import random_frames, write_clip, write_late_stream
 
 from videollm_mod import ReadingReport, VideoReader, read_video
 from videollm_mod.video_opening_videollm_mod import count_torn
@@ -433,16 +433,9 @@ def test_time_goes_on_where_the_clock_of_a_broadcast_jumps_or_restarts(tmp_path,
 
 def test_streams_that_begin_in_the_middle_are_counted(tmp_path):
     """Two channels of a broadcast, one recorded after the other."""
-    first, path = ts_part(tmp_path / "first.ts", numbered(15)), tmp_path / "joined.ts"
-    other = {"mpegts_pmt_start_pid": "600", "mpegts_start_pid": "700"}
-    with av.open(str(first)) as source, av.open(str(tmp_path / "b.ts"), "w", options=other) as b:
-        stream = b.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            packet.stream = stream
-            b.mux([packet] if packet.size else [])
-    path.write_bytes(first.read_bytes() + (tmp_path / "b.ts").read_bytes())
+    path = write_late_stream(tmp_path / "joined.ts", numbered(45))
     frames, seconds, report = read_numbers(path)
-    assert [number for _, number in frames] == list(range(15)) and seconds == pytest.approx(1.5, abs=1e-4)
+    assert [number for _, number in frames] == list(range(45)) and seconds == pytest.approx(9.0, abs=1e-4)
     assert report.ignored_streams == 1
 
 

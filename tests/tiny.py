@@ -285,6 +285,25 @@ def write_clip(
     return path
 
 
+def write_late_stream(path: Path, frames: np.ndarray) -> Path:
+    """
+    Write frames at 5 fps as an MPEG-TS in which a second video stream begins when the first has ended. FFmpeg looks
+    at 7 seconds when it opens a file, and knows the second stream if it begins before that.
+    """
+    import av
+
+    options = {"mpegts_pmt_start_pid": "600", "mpegts_start_pid": "700"}
+    first, second = write_clip(path, frames, fps=5), path.with_name("second.ts")
+    with av.open(str(first)) as source, av.open(str(second), "w", options=options) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size]:
+            packet.stream = stream
+            target.mux(packet)
+    path.write_bytes(path.read_bytes() + second.read_bytes())
+    second.unlink()
+    return path
+
+
 def write_noisy_clip(path: Path, count: int, *, noise_from: int) -> Path:
     """Write random frames at 10 fps, with noise in place of the packets from `noise_from` on."""
     import av

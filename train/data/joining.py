@@ -13,6 +13,7 @@ import av
 
 from videollm_mod.data_paths import VIDEO_FORMATS
 from videollm_mod.outputs import replacing, write_text
+from videollm_mod.space.uploads import demux
 from videollm_mod.train.data.child_processes import CrashError
 from videollm_mod.train.data.converters import Notes, Video, Videos
 from videollm_mod.video_reading_videollm_mod import VideoReader
@@ -140,7 +141,7 @@ def _describe(path: Path) -> tuple[Any, ...]:
 def _packets(reader: VideoReader) -> Iterator[Any]:
     """Yield the packets of the pictures in the order of decoding, all with both times."""
     try:
-        for packet in reader.container.demux(reader.stream):
+        for packet in demux(reader.container, reader.stream):
             if packet.size:
                 if packet.pts is None or packet.is_discard:
                     raise JoiningError("a member has pictures without a time, or hides some")

@@ -9,6 +9,7 @@ from typing import Any
 import av
 
 from videollm_mod.data_paths import VIDEO_FORMATS
+from videollm_mod.space.uploads import demux
 from videollm_mod.train.data.subtitle_formats.encodings import decode_text
 from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport
 from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, plain, plain_ass
@@ -106,10 +107,7 @@ def _text_of_mp4(packet: bytes) -> bytes:
 def _all_packets(container: Any, stream: Any, report: SubtitleReport) -> Iterator[Any]:
     for _ in range(100):
         try:
-            yield from container.demux(stream)
-            return
-        except IndexError:
-            # PyAV does so at the end of a file in which further streams begin later.
+            yield from demux(container, stream)
             return
         except av.error.FFmpegError:
             report.spoilt_lines += 1
