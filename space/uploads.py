@@ -24,6 +24,8 @@ MOST_SCANS = 100
 MOST_PACKETS = 1_000_000
 # High-speed cameras save up to 1000 pictures a second. A file times each picture, and its header may be wrong.
 MOST_PER_SECOND = 2000
+# FFmpeg's flag of a format without times.
+NO_TIMESTAMPS = 0x80
 # Tables in the index of an mp4 that can announce any number of packets in a few bytes, and what belongs to them.
 _TABLES = re.compile(rb"trak|hdlr|stts|stsz|stz2|elst|trun|cmov")
 
@@ -137,7 +139,8 @@ def demux(container: Any, *streams: Any) -> Iterator[Any]:
 
 def has_too_much(reader: Any) -> bool:
     """Return whether an open video has too many packets, or too many pictures in a second. Decodes nothing."""
-    if (reader.stream.guessed_rate or 0) > MOST_PER_SECOND:
+    # Where a file has times, FFmpeg guesses the rate of its clock for one picture, or for pictures at uneven times.
+    if reader.container.format.flags & NO_TIMESTAMPS and (reader.stream.guessed_rate or 0) > MOST_PER_SECOND:
         return True
     seconds = Counter()
     for number, packet in enumerate(demux(reader.container)):

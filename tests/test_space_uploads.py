@@ -157,6 +157,14 @@ def test_a_rate_beyond_all_cameras_is_refused_whatever_the_header_says(tmp_path,
     assert all("too many in a second" in said for said in refusals(path))
 
 
+@pytest.mark.parametrize("times", [[0.0], [0.0, 0.1003]])
+def test_an_mpeg_ts_with_one_picture_or_uneven_times_is_accepted(tmp_path, times):
+    path = write_clip(tmp_path / "clip.ts", random_frames(len(times)), times=times, tune="film")
+    with VideoReader(path) as reader:
+        assert reader.stream.guessed_rate > 2000
+    assert Limits().check(path, VideoReader) >= times[-1]
+
+
 def test_a_stream_that_begins_in_the_middle_is_no_fault(tmp_path):
     path = write_late_stream(tmp_path / "clip.ts", random_frames(45))
     assert Limits().check(path, VideoReader) == pytest.approx(9.0, abs=0.01)
