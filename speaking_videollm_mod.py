@@ -352,8 +352,7 @@ class Draft:
 
     def _repeats(self, text: str, *, as_beginning: bool = False) -> bool:
         """Return whether a text that must not is empty, or is a recent reply or the beginning of one."""
-        plain = _plain(text)
-        known = (*self.recent, "")
+        plain, known = _plain(text), (*self.recent, "")
         is_known = any(earlier.startswith(plain) for earlier in known) if as_beginning else plain in known
         return self.no_repeat and is_known
 
@@ -396,13 +395,14 @@ class Speaking:
         self.max_words = own[2] if max_words is None else check_count("max_words", max_words, least=0)
         self.min_silence = own[3] if min_silence is None else check_seconds("min_silence", min_silence, least=0)
         self.last_reply: float | None = None
-        self.num_suppressed = 0
-        self._recent: tuple[str, ...] = ()
+        self.num_suppressed, self._recent = 0, ()
 
     def follow(self, earlier: "Speaking") -> None:
-        """Know the replies that were shown before the options changed."""
+        """Know the replies that were shown before the options changed, and when the policy is due if it stays."""
         self.last_reply, self.num_suppressed = earlier.last_reply, earlier.num_suppressed
         self._recent = earlier._recent[-self.no_repeat :] if self.no_repeat else ()
+        if (type(self.policy), self.policy.every) == (type(earlier.policy), earlier.policy.every):
+            vars(self.policy).update(vars(earlier.policy) | {x: y for x, y in vars(self.policy).items() if x != "due"})
 
     def fork(self) -> "Speaking":
         """Return a copy that continues independently. A function given as `speak` is shared."""

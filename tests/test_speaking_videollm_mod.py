@@ -736,3 +736,16 @@ def test_new_options_remember_what_was_said():
         session._speaking.shown(float(time), text)
     session.set_speaking(speak="every", no_repeat=1)
     assert (session._speaking.last_reply, session._speaking._recent) == (2.0, ("three",))
+
+
+@pytest.mark.parametrize("speak", ["every", "change"])
+@pytest.mark.parametrize(("every", "times"), [(60, [0.0]), (4, [0.0, 6.0])])
+def test_new_options_do_not_start_the_same_policy_again(speak, every, times):
+    """With another `every` it does start again."""
+    model, processor = talker()
+    session = model.stream(processor, speak=speak, every=60)
+    frames = random_frames(9)
+    session.push(frames[:6], time=[float(time) for time in range(6)])
+    session.set_speaking(speak=speak, every=every, max_words=10, speak_threshold=0.0 if speak == "change" else None)
+    session.push(frames[6:], time=[6.0, 7.0, 8.0])
+    assert [event.time for event in session.events] == times
