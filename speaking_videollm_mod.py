@@ -325,7 +325,7 @@ class Draft:
             if cut is not None:
                 while len(self.token_ids) > self._num_put and self._decode(-1).startswith(text[:cut]):
                     self.token_ids.pop()
-            if self._repeats(self._decode()):
+            if self._repeats(self._decode(), as_beginning=not is_complete and self._cut_at is None):
                 return False
         self._put(len(self.token_ids))
         if self.streamer is not None:

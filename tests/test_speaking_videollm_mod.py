@@ -749,3 +749,21 @@ def test_new_options_do_not_start_the_same_policy_again(speak, every, times):
     session.set_speaking(speak=speak, every=every, max_words=10, speak_threshold=0.0 if speak == "change" else None)
     session.push(frames[6:], time=[6.0, 7.0, 8.0])
     assert [event.time for event in session.events] == times
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"), [(("A ball rolls in.",) * 2, 1), (("A ball rolls in.", "A cat sits."), 2)]
+)
+def test_an_interrupted_reply_that_only_repeats_is_not_shown(texts, shown):
+    def say(index):
+        calls.append(index)
+        if calls.count(1) == 5:
+            session.interrupt()
+        return texts[index]
+
+    calls = []
+    model, processor = talker(say)
+    session = model.stream(processor, speak="every", every=1.0)
+    session.push(random_frames(2), time=[0.0, 1.0])
+    assert calls.count(1) == 5 and session.num_suppressed == 2 - shown
+    assert len(replies(session)) == shown and all(map(str.startswith, texts, (text for _, text in replies(session))))
