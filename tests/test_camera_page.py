@@ -99,6 +99,17 @@ def test_a_camera_is_narrated(pages, open_page):
         expect(page.get_by_role("status")).to_contain_text("--cors", timeout=SOON)
 
 
+def test_an_address_without_its_beginning_is_named(open_page):
+    """It is not taken for a missing camera."""
+    page = open_page("127.0.0.1:9")
+    status = page.get_by_role("status")
+    expect(status).to_contain_text("The connection has ended", timeout=SOON)
+    for wrong in ("localhost:8000/v1/realtime", "127.0.0.1:8000", ""):
+        page.get_by_label("Server").fill(wrong)
+        page.get_by_role("button", name="Start").click()
+        expect(status).to_contain_text("must begin with ws:// or wss://", timeout=SOON)
+
+
 def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page, tmp_path):
     """
     The server falls silent. Then it is restarted with a save like those of a killed server, and then without one. No
