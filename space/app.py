@@ -163,7 +163,7 @@ class App:
             raise refusal(f"A call accepts a list of at most {MOST_FRAMES} frames.")
         if viewer.is_busy:
             # The model is still speaking. A file waits for it, a camera does not. The browser tells a jump once only.
-            viewer.dropped += len(frames)
+            viewer.dropped += len(frames) + int(check_number("dropped", dropped or 0, most=1e9))
             if jump is not None:
                 viewer.jump = check_number("jump", jump)
             yield [gr.skip()] * 8

@@ -234,7 +234,9 @@ def test_a_jump_while_the_stream_is_busy_is_kept(page, request_):
     holder.start()
     is_held.wait()
     list(page.watch([], 0, 0.1, 0.0, "off", request_))
-    assert viewer.session is session
+    assert viewer.session is session and viewer.dropped == 0
+    list(page.watch([{}] * 3, 4, None, None, "off", request_))  # as a camera's browser reports them
+    assert viewer.dropped == 7
     may_end.set()
     holder.join()
     watch()
