@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -115,6 +116,8 @@ class DataSet:
 
     def _row(self, value: Any, place: str) -> Row:
         """Return the video of a value: bytes, a path or URL, or both in a dictionary."""
+        from videollm_mod.video_opening_videollm_mod import without_secrets
+
         value = value if isinstance(value, dict) else {"path": value} if isinstance(value, str) else {"bytes": value}
         path, data = value.get("path"), value.get("bytes")
         if data is not None:
@@ -130,7 +133,11 @@ class DataSet:
             return Row(place, fault=str(error))
         if "://" in address:
             inside = re.sub(rf"^{re.escape(self.root.partition('@')[0])}@[^/]+/", "", address)
-            name = re.sub(r"^\w+://([^/@]*@)?", "", inside).partition("?")[0]
+            name = re.sub(r"^\w+://([^/@]*@)?", "", without_secrets(inside)).partition("?")[0]
+            if query := inside.partition("?")[2]:
+                # Rows may differ in the query only, and it may hold a token.
+                stem, suffix = os.path.splitext(name)
+                name = f"{stem}-{sha256(query.encode('utf-8', 'replace')).hexdigest()[:8]}{suffix}"
             return Row(_inside(name), address, is_trusted=is_trusted)
         inside = PurePosixPath(os.path.relpath(address, self.root) if self.files.is_local else address)
         name = _inside(str(inside)) if ".." in inside.parts else str(inside)

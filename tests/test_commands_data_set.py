@@ -79,12 +79,15 @@ def test_videos_within_a_table_and_their_faults(films, tmp_path):
 def test_columns_of_paths(tmp_path):
     (tmp_path / "list").mkdir()
     shutil.copy(SAMPLE, tmp_path / "list" / "a.mp4")
-    lines = [{"film": "a.mp4", "id": 1}, {"film": "https://place.example/x/b.mp4?key=1", "id": 2}]
+    urls = ["https://place.example/x/b.mp4?key=1", "https://place.example/x/b.mp4?key=2", "https://me:a/b@c.d/e?f=g"]
+    lines = [{"film": "a.mp4", "id": 1}, *({"film": url, "id": 2} for url in urls)]
     (tmp_path / "list" / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     data_set = DataSet(str(tmp_path / "list"), None, "film")
     assert [(row.name, row.address) for row in data_set.rows()] == [
         ("a.mp4", str(tmp_path / "list" / "a.mp4")),
-        ("place.example/x/b.mp4", lines[1]["film"]),
+        ("place.example/x/b-5d5a2f99.mp4", urls[0]),
+        ("place.example/x/b-47564524.mp4", urls[1]),
+        ("c.d/e-263b26c3", urls[2]),
     ]
     # A file outside the data set is not read, and the other rows count.
     (tmp_path / "list" / "rows.jsonl").write_text('{"film": "/etc/passwd"}\n{"film": "../a.mp4"}\n{"film": "a.mp4"}')
