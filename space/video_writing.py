@@ -140,7 +140,9 @@ def write_video(
         `ValueError`: If the video has no readable frame, or cannot be written.
     """
     check_encoder()
-    with TemporaryDirectory(dir=out.absolute().parent, prefix=".", ignore_cleanup_errors=True) as folder:
+    # A link stays, and the file that it leads to is replaced.
+    target = out.resolve()
+    with TemporaryDirectory(dir=target.parent, prefix=".", ignore_cleanup_errors=True) as folder:
         part = Path(folder, "part.mp4")
         try:
             try:
@@ -149,7 +151,7 @@ def write_video(
                 report = _write(reader, part, draw, most_pixels, copies=False)
         except av.error.FFmpegError as error:
             raise ValueError(f"'{out}' cannot be written: {error.strerror or error}.") from error
-        os.replace(part, out)
+        os.replace(part, target)
     return report
 
 

@@ -104,6 +104,15 @@ def shown(path):
         return [reader.picture(frame) for _, _, frame in reader.frames()]
 
 
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "film.mp4").write_text("old")
+    (tmp_path / "out.mp4").symlink_to("disk/film.mp4")
+    out, _ = burn(write(tmp_path / "in.mp4", [0, 0.1]), tmp_path)
+    assert out.is_symlink() and len(shown(tmp_path / "disk" / "film.mp4")) == 2
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["film.mp4"]
+
+
 # --------------------------------------------------------------------------------------------------------------- times
 
 
