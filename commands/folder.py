@@ -101,14 +101,14 @@ def find_videos(folder: Path, out: Path | None) -> Iterator[Video]:
     """
     Yield the videos of a folder and its folders in order, and files that should be videos but cannot be read.
 
-    A file is a video if it opens as one. Hidden files and folders are left out.
+    A file is a video if it opens as one. Hidden files and folders are left out. Links to folders are followed after
+    all other folders, and no folder is read twice. A folder that cannot be read is named in a line.
 
     Args:
         folder (`Path`): The folder.
         out (`Path`, *optional*): Folder for subtitles. Without it they lie beside each video.
     """
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for parent, names in _walk(folder):
         found = []
         for name in sorted(name for name in names if not name.startswith(".")):
             path = Path(parent, name)
@@ -120,6 +120,24 @@ def find_videos(folder: Path, out: Path | None) -> Iterator[Video]:
             beside = path.with_name(names[path])
             srt = beside if out is None else out / beside.relative_to(folder)
             yield Video(path, str(path.relative_to(folder)), srt, fault=fault)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder and the names of its files."""
+    seen, left = set(), [str(folder)]
+    while left:
+        for parent, folders, names in os.walk(left.pop(0), onerror=_say_unread):
+            real = os.path.realpath(parent)
+            folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+            left += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            if real not in seen:
+                seen.add(real)
+                yield parent, names
+
+
+def _say_unread(error: OSError) -> None:
+    line = visible(" ".join(f"error: the folder '{error.filename}' cannot be read: {error.strerror}".splitlines()))
+    typer.echo(line, err=True)
 
 
 def _name_subtitles(videos: Sequence[Path]) -> dict[Path, str]:

@@ -134,6 +134,33 @@ def test_what_is_a_video(films, tmp_path):
     assert [video.srt.parent for video in find_videos(films / "trip", tmp_path / "out")] == [tmp_path / "out"] * 2
 
 
+def test_links_to_folders_are_followed_once(films, tmp_path):
+    (tmp_path / "disk" / "more").mkdir(parents=True)
+    (films / "b.mp4").rename(tmp_path / "disk" / "more" / "b.mp4")
+    for link, place in (("above", ".."), ("again", "trip"), ("disk", tmp_path / "disk"), ("loop", "loop")):
+        (films / link).symlink_to(place)
+    (tmp_path / "disk" / "back").symlink_to(films)
+    found = [video.name for video in find_videos(films, None)]
+    assert found == ["trip/a.MOV", "trip/a.mp4", "above/disk/more/b.mp4"]
+    (films / "above").unlink()
+    assert [video.name for video in find_videos(films, None)][2:] == ["disk/more/b.mp4"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(films, monkeypatch, capsys):
+    """Its path is too long, which holds for all users."""
+    monkeypatch.chdir(films)
+    for _ in range(20):
+        os.mkdir("x" * 250)
+        os.chdir("x" * 250)
+    assert len(list(find_videos(films, None))) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the folder '{films}/xxx") and said.endswith(
+        "' cannot be read: File name too long\n"
+    )
+    os.chdir(films)
+    shutil.rmtree(films / ("x" * 250))
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
