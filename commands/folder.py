@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,19 @@ from videollm_mod.console import counted, visible
 import typer
 
 from videollm_mod.commands.watching import first_query, foreign_notice, load
+from videollm_mod.data_paths import VIDEO_FORMATS
 from videollm_mod.outputs import check_outputs, write_text
 from videollm_mod.space.checkpoint_faults import in_one_line
+from videollm_mod.space.uploads import demux
 
 
-# What FFmpeg opens as video and a person would not call one: photos, text drawn as pictures, and lists of other files.
-_NO_VIDEO = {"image2", "tty", "hls", "dash", "concat", "concatf", "sdp", "ffmetadata"}
+# Formats of videos; the last are those of security cameras and of television. FFmpeg opens as video also photos, text
+# drawn as pictures, lists of other files, and much whose bytes look like some format by chance.
+_FORMATS = {name for name in VIDEO_FORMATS.split(",") if not name.endswith("_pipe")} | {"dhav", "gxf", "wtv"}
+# Brands of an mp4 that is a photo.
+_PHOTOS = {"avif", "avis", "heic", "heix", "mif1"}
+# Where the sync byte of MPEG-TS stands. TypeScript has these suffixes too.
+_SYNC = {".ts": 0, ".mts": 4}
 # Names of videos that Python does not know on every machine.
 _VIDEO_NAMES = {".mkv", ".webm", ".ts", ".mts", ".m2ts", ".flv", ".mxf", ".vob", ".ogv", ".wmv", ".3gp", ".m4v"}
 # Frames of a video that wait for the engine, at the model's size.
@@ -158,15 +165,31 @@ def _look_at(path: Path) -> tuple[bool, str]:
     from videollm_mod.video_reading_videollm_mod import VideoReader
 
     guess = mimetypes.guess_type(path.name)[0] or ""
-    is_named_so = guess.startswith("video/") or path.suffix.lower() in _VIDEO_NAMES
+    suffix = path.suffix.lower()
+    is_named_so = guess.startswith("video/") or suffix in _VIDEO_NAMES
     if not path.is_file():
         return False, ""
     try:
         with VideoReader(path) as reader:
-            kind = reader.container.format.name
+            kind, brand = reader.container.format.name, reader.container.metadata.get("major_brand", "")
+            is_photo = brand.strip() in _PHOTOS or (kind in ("apng", "gif") and _has_one_picture(reader))
     except (OSError, ValueError) as error:
-        return False, in_one_line(error) if is_named_so else ""
-    return not (kind in _NO_VIDEO or kind.endswith("_pipe")), ""
+        return False, in_one_line(error) if is_named_so and _may_be_video(path, _SYNC.get(suffix)) else ""
+    return not is_photo and _FORMATS.issuperset(kind.split(",")), ""
+
+
+def _has_one_picture(reader: Any) -> bool:
+    packets = (packet for packet in demux(reader.container, reader.stream) if packet.size)
+    return len(list(islice(packets, 2))) == 1
+
+
+def _may_be_video(path: Path, sync: int | None) -> bool:
+    """Return whether a file that cannot be opened may be a video: False for TypeScript."""
+    try:
+        with open(path, "rb") as file:
+            return sync is None or file.read(5)[sync : sync + 1] == b"G"
+    except OSError:
+        return True
 
 
 def check_folder(folder: str, out: Path | None, options: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny import random_frames, tiny_model, write_clip
 from typer.testing import CliRunner
 
@@ -132,6 +133,25 @@ def test_what_is_a_video(films, tmp_path):
     assert found["b.mp4"].srt == films / "b.srt" and found["no_suffix"].srt == films / "no_suffix.srt"
     assert [name for name, video in found.items() if video.fault] == ["empty.mkv"]
     assert [video.srt.parent for video in find_videos(films / "trip", tmp_path / "out")] == [tmp_path / "out"] * 2
+
+
+def test_what_is_no_video(films):
+    """Photos, icons, texts that are named like MPEG-TS, and a GIF with one picture; but a moving one is a video."""
+    before = {video.name for video in find_videos(films, None)}
+    photo = Image.new("RGB", (64, 64), "red")
+    for name in ("favicon.ico", "still.gif", "photo.tiff"):
+        photo.save(films / name)
+    photo.save(films / "moving.gif", save_all=True, append_images=[Image.new("RGB", (64, 64), "blue")])
+    clip = write_clip(films / "clip.mp4", random_frames(2)).read_bytes()
+    for brand in (b"avif", b"avis", b"heic", b"heix", b"mif1"):
+        (films / f"{brand.decode()}.heic").write_bytes(clip.replace(b"ftypisom", b"ftyp" + brand, 1))
+    (films / "page.ts").write_text("export const page = 1;\n" * 100)
+    (films / "page.mts").write_text("export const page = 1;\n" * 100)
+    (films / "cut.ts").write_bytes(b"G" + bytes(100))
+    (films / "palette.adf").write_bytes(b"\1" + bytes(range(256)) * 40)
+    found = {video.name: video.fault for video in find_videos(films, None)}
+    assert set(found) - before == {"moving.gif", "clip.mp4", "cut.ts"}
+    assert [name for name, fault in found.items() if fault] == ["cut.ts"]
 
 
 def test_links_to_folders_are_followed_once(films, tmp_path):
