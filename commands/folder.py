@@ -149,7 +149,9 @@ def _say_unread(error: OSError) -> None:
 
 def _name_subtitles(videos: Sequence[Path]) -> dict[Path, str]:
     """Return a name for the subtitles of each video of a folder: a.srt, or a.mp4.srt if another video has that one."""
-    names = {path: path.with_suffix(".srt").name for path in videos}
+    # In "1. Introduction" without a suffix, the dot ends a number.
+    has_suffix = {path: len(path.suffix) <= 6 and " " not in path.suffix for path in videos}
+    names = {path: f"{path.stem if has_suffix[path] else path.name}.srt" for path in videos}
     complete = {path: f"{path.name}.srt" for path in videos}
     while True:
         count = Counter(name.casefold() for name in names.values())

@@ -188,6 +188,7 @@ def test_a_folder_that_cannot_be_read_is_named(films, monkeypatch, capsys):
         (["a.mov", "a.mov.mp4"], ["a.srt", "a.mov.srt"]),
         (["a.mov", "a.mov.mp4", "a.mp4"], ["a.mov.srt", "a.mov.mp4.srt", "a.mp4.srt"]),
         (["a", "a.mov", "a.mov.mp4", "a.mov.mp4.mkv"], ["a.srt", "a.mov.srt", "a.mov.mp4.srt", "a.mov.mp4.mkv.srt"]),
+        (["1. Introduction", "2. A talk.mp4"], ["1. Introduction.srt", "2. A talk.srt"]),
         (["A.mp4", "a.MOV", "a.mov.mp4"], ["A.mp4.srt", "a.MOV.srt", "a.mov.mp4.srt"]),
     ],
 )
