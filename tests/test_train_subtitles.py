@@ -1042,6 +1042,17 @@ def test_what_a_truncated_video_lacks_is_said(tmp_path, convert, capsys, ending)
     assert re.search(rf"a\.{ending}: The source is not in order: {said}\.", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("between", ["", "\n"])
+def test_headers_of_joined_parts_are_no_text(tmp_path, between):
+    header, path = "WEBVTT\nX-TIMESTAMP-MAP=LOCAL:00:00:00.000,MPEGTS:900000\n\n", tmp_path / "a.vtt"
+    cues = [
+        f"00:0{second}.000 --> 00:0{second + 1}.000\nA {what}.\n"
+        for second, what in ((1, "dog"), (3, "cat"), (5, "cow"))
+    ]
+    path.write_text(between.join(header + cue for cue in cues[:2]) + f"\nWEBVTT\n\n{cues[2]}")
+    assert [line.text for line in read_subtitles(path)] == ["A dog.", "A cat.", "A cow."]
+
+
 def write_subtitled(path, *, start=0, early=0, encoding="utf-8"):
     """Write a clip of 4 s with subtitles. The clock begins at `start` seconds, the subtitles `early` before."""
     cues = {0.5: "If a < b then é.", 2: "- Hi.\n- <i>Bye</i>."}

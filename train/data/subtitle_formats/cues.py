@@ -21,7 +21,9 @@ PRINTED = re.compile(rf"^\[{_CLOCK} --?> {_CLOCK}\][ \t]*", re.M)
 # A cue whose times cannot be read, such as "00:00:-1,000 --> 00:00:02,000", up to the next cue as it is written here.
 _SPOILT = rf"^{_NUMBER}?" + r"[ \t]*-?\d{1,3}:\S{1,20}[ \t]*-->[ \t]*(?:-?\d{1,3}:|$)(?:(?!\n1\n\v)[\s\S])*"
 _SPOILT = re.compile(_SPOILT, re.M)
-NOTE = re.compile(r"(?<=\n\n)(?:NOTE|STYLE|REGION)(?=[ \t\n]).*?(?=\n\n|\Z)", re.S)
+# Joined parts of HLS have a header each, also without a blank row before it.
+_HEADER = r"(?<=\n)WEBVTT(?=[ \t\n]X-TIMESTAMP-MAP=)"
+NOTE = re.compile(rf"(?:(?<=\n\n)(?:NOTE|STYLE|REGION|WEBVTT)(?=[ \t\n])|{_HEADER}).*?(?=\n\n|\Z)", re.S)
 # FFmpeg cuts a row of 4,095 bytes, also within a character.
 _LONG = re.compile(r"(.{900}\S{0,100})\s?")
 
