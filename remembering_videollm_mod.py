@@ -34,6 +34,7 @@ class StreamMemory:
         self.max_text_tokens = math.inf if max_text_tokens is None else max_text_tokens
         self.pieces: list[_Piece] = []
         self.num_frames = self.num_text_tokens = self._num_seen = 0
+        self.is_crowded = False  # whether text that stays leaves so little room that all other text must go
         self.instructs = False  # whether the next text has instructions, which stay instead of earlier ones
 
     def add_text(self, length: int) -> None:
@@ -58,8 +59,7 @@ class StreamMemory:
 
     def remove_frames(self, count: int) -> int:
         """Remove the newest `count` frames, and return their number of tokens."""
-        self.num_frames -= count
-        self._num_seen -= count
+        self.num_frames, self._num_seen = self.num_frames - count, self._num_seen - count
         return sum(self.pieces.pop().length for _ in range(count))
 
     def room(self, num_new_text: int) -> float:
@@ -71,8 +71,7 @@ class StreamMemory:
         gone = self._choose(num_new_text)
         if not gone:
             return []
-        kept: list[_Piece] = []
-        runs: list[TokenRun] = []
+        kept, runs = [], []
         for index, piece in enumerate(self.pieces):
             if index in gone:
                 self._count(piece, -1)
@@ -92,9 +91,9 @@ class StreamMemory:
         # must, so that the cache moves once in a while and not at each frame.
         frames_due = 1 + self.max_frames // 8 if self.num_frames == self.max_frames else 0
         text_due = self._excess_text(num_new_text)
-        text_due = min(text_due, self._evictable_text()) if text_due else 0
-        gone: set[int] = set()
-        num_seen = 0
+        evictable = self._evictable_text() if text_due else 0
+        self.is_crowded, text_due = text_due > evictable > 0, min(text_due, evictable)
+        gone, num_seen = set(), 0
         for index, piece in enumerate(self.pieces if frames_due or text_due else ()):
             is_old = not piece.is_beginning and (num_seen >= self.sink_frames or piece.is_replaced)
             num_seen += piece.is_frame
@@ -129,8 +128,7 @@ def checkpoint_limits(generation_config: Any) -> dict[str, int]:
     Return what a checkpoint says to remember: `max_frames`, `sink_frames` and `max_text_tokens` of its generation
     configuration, those that it has.
     """
-    names = ("max_frames", "sink_frames", "max_text_tokens")
-    said = {name: getattr(generation_config, name, None) for name in names}
+    said = {name: getattr(generation_config, name, None) for name in ("max_frames", "sink_frames", "max_text_tokens")}
     return {name: value for name, value in said.items() if value is not None}
 
 

@@ -729,6 +729,8 @@ class StreamingSession:
         """Evict what must go before the next frame; return how many frames may come before the next eviction."""
         if runs := self._memory.forget(num_new_text):
             self.model.evict_tokens(self.cache, runs)
+        if self._memory.is_crowded:
+            logger.warning_once("The first texts nearly fill `max_text_tokens`, so frames are forgotten: raise it.")
         # Evictions must not depend on how many frames are seen at once, or replies would.
         return min(self.chunk_frames, self._memory.room(num_new_text))
 

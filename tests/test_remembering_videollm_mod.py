@@ -10,6 +10,7 @@ from engines import embedded, said, tiny_engine
 from tiny import random_frames, tiny_model, tiny_processor
 from transformers import GenerationConfig
 
+from videollm_mod import streaming_videollm_mod
 from videollm_mod.remembering_videollm_mod import StreamMemory
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.train.data.sources import find_source, load_split
@@ -145,6 +146,18 @@ def test_a_long_instruction_leaves_room_for_frames():
     session.ask("Say what happens. " * 20, reply_now=False)
     session.push(random_frames(20))
     assert session._memory.num_text_tokens > 60 and session.num_remembered >= 5
+
+
+@pytest.mark.parametrize(("limit", "is_told"), [(300, False), (100, True)])
+def test_text_that_stays_and_fills_the_limit_is_told(limit, is_told, monkeypatch):
+    told = []
+    monkeypatch.setattr(streaming_videollm_mod.logger, "warning_once", told.append)
+    options = {"max_text_tokens": limit, "max_frames": 20, "speak": lambda frame: frame.frame % 8 == 7}
+    session = tiny_model().stream(tiny_processor(), **ENDLESS | options)
+    session.ask("Say what happens. " * 5, reply_now=False)
+    session.push(random_frames(60))
+    assert any("so frames are forgotten" in line for line in told) is is_told
+    assert (session.num_remembered > 16) is not is_told
 
 
 @pytest.mark.parametrize(("is_answered", "sinks"), [(False, 0), (True, 3)])
