@@ -4,6 +4,7 @@
 
 import difflib
 import errno
+import io
 import os
 import platform
 import re
@@ -39,6 +40,8 @@ _FLV = re.compile(rb"FLV[\x01-\x04].\0\0\0\t", re.DOTALL)
 # An element of Matroska: its name, one of four bytes around clusters or one of those in a cluster, and its length.
 _ELEMENT = re.compile(rb"([\x10-\x1f]...|[\xa0\xa3\xa7\xab\xaf\xbf\xe7\xec]|XT)([^\0].*)", re.DOTALL)
 _CLUSTER, _SEGMENT = re.compile(rb"\x1fC\xb6u"), b"\x18S\x80g"
+# A password may have any sign, also "@". Behind a "?" it could be a password or a query, and none of that is shown.
+_SECRETS = re.compile(r"(?<=:)(?:.*\?.*@.*|.*(?=@))|(?<=\?).+", re.DOTALL)
 # Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
 NO_TIMESTAMPS, MAY_CHANGE_CLOCKS = 0x80, 0x200
 # FFmpeg would wait for 20 frames to find a rate, for 50 without a time, and for a megabyte of JPEG pictures. It would
@@ -142,15 +145,8 @@ def unreadable(source: str, error: Exception) -> ValueError:
 
 def without_secrets(source: str) -> str:
     """Return a source for messages: a URL without its password and its query, which may hold a token."""
-    if "://" not in source or os.path.exists(source):
-        return source
-    scheme, _, rest = source.partition("://")
-    login, _, place = rest.rpartition("@")
-    # A password may have any sign, also "@", and behind a "?" it could be one or a query. So none of that is shown.
-    user, _, password = login.partition(":")
-    rest = rest if user == login else f"{user}:***" if "?" in password else f"{user}:***@{place}"
-    rest, mark, _ = rest.partition("?")
-    return f"{scheme}://{rest}{mark and '?***'}"
+    scheme, mark, rest = source.partition("://")
+    return source if os.path.exists(source) else scheme + mark + _SECRETS.sub("***", rest)
 
 
 def _content(source: str) -> str | None:
@@ -293,14 +289,18 @@ def _standard_input() -> Any:
     pipe = sys.stdin.buffer
     if pipe.seekable():
         return pipe
-    head, at = pipe.peek(256), 0
-    while head[at + 4 : at + 8] in (b"ftyp", b"free", b"skip", b"wide"):
-        at += max(int.from_bytes(head[at : at + 4], "big"), 8)
-    if head[at + 4 : at + 8] not in (b"mdat", b""):
-        return SimpleNamespace(read=pipe.read1)
+    head, at, size, name = bytearray(), 0, 0, b"free"
+    # Writers put boxes of any name before the index and the media data. Other formats are read as they come.
+    while name not in (b"moov", b"moof", b"mdat", b"") and (at := at + size) < 2**24:
+        head += pipe.read(at + 8 - len(head))
+        name, size = bytes(head[at + 4 : at + 8]), max(int.from_bytes(head[at : at + 4], "big"), 8)
+        name = name if at or name in (b"ftyp", b"free", b"skip", b"wide", b"mdat", b"moof") else b"moov"
+    begin, stream = io.BytesIO(head), SimpleNamespace(read=lambda size: begin.read(size) or pipe.read1(size))
+    if name in (b"moov", b"moof"):
+        return stream
     # The media data comes first: FFmpeg must seek to the index and back.
     file = tempfile.TemporaryFile()  # noqa: SIM115
-    shutil.copyfileobj(pipe, file)
+    shutil.copyfileobj(stream, file)
     file.seek(0)
     return file
 

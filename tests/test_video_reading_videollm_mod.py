@@ -5,6 +5,7 @@
 import functools
 import gc
 import http.server
+import os
 import resource
 import subprocess
 import sys
@@ -315,7 +316,9 @@ def mp4_boxes(path):
     return names
 
 
-@pytest.mark.parametrize("kind", ["mkv", "mp4", "mp4 with its index first", "mp4 as standard input"])
+@pytest.mark.parametrize(
+    "kind", ["mkv", "mp4", "mp4 with its index first", "mp4 as standard input", "mp4 of a camera"]
+)
 def test_standard_input_is_a_video(tmp_path, monkeypatch, kind):
     """A pipe cannot seek, as in `cat clip.mp4 | videollm-mod narrate -`."""
     clip = write_clip(tmp_path / f"clip.{kind[:3]}", random_frames(20), fps=10)
@@ -331,6 +334,15 @@ def test_standard_input_is_a_video(tmp_path, monkeypatch, kind):
                     to.mux(packet)
         clip = tmp_path / "first.mp4"
     if kind.startswith("mp4"):
+        if kind == "mp4 of a camera":
+            # A box before the media data moves it, and the index says where it lies.
+            content, extra = bytearray(clip.read_bytes()), (100_008).to_bytes(4, "big") + b"uuid" + bytes(100_000)
+            table = content.index(b"stco") + 8
+            for place in range(table + 4, table + 4 + 4 * int.from_bytes(content[table : table + 4], "big"), 4):
+                offset = int.from_bytes(content[place : place + 4], "big") + len(extra)
+                content[place : place + 4] = offset.to_bytes(4, "big")
+            at = content.index(b"mdat") - 4
+            clip.write_bytes(content[:at] + extra + content[at:])
         boxes = mp4_boxes(clip)
         assert (boxes.index("moov") < boxes.index("mdat")) == (kind == "mp4 with its index first")
     for start, expected in ((0.0, [0.0, 0.5, 1.0, 1.5]), (0.75, [0.75, 1.25, 1.75])):
@@ -338,6 +350,33 @@ def test_standard_input_is_a_video(tmp_path, monkeypatch, kind):
             given = file if kind == "mp4 as standard input" else cat.stdout
             monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=given))
             assert [time for time, _ in read_video("-", fps=2, start=start)] == expected
+
+
+def test_a_live_mp4_on_standard_input_is_shown_as_it_comes(tmp_path, monkeypatch):
+    """Its writer sends the first box alone, and does not end."""
+    path = tmp_path / "clip.mp4"
+    options = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
+    clip = write_clip(tmp_path / "source.mp4", random_frames(40), fps=10)
+    with av.open(str(clip)) as source, av.open(str(path), "w", options=options) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size]:
+            packet.stream = stream
+            target.mux(packet)
+    content = path.read_bytes()
+    at = content.index(b"moov") - 4
+    read, write = os.pipe()
+    with open(read, "rb") as pipe, open(write, "wb", buffering=0) as writer:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
+        writer.write(content[:at])
+        thread = threading.Timer(0.3, writer.write, (content[at:],))
+        thread.start()
+        guard = threading.Timer(20, writer.close)
+        guard.start()
+        assert next(iter(read_video("-", fps=2)))[0] == 0.0
+        assert not writer.closed
+        guard.cancel()
+        thread.join()
+        writer.close()
 
 
 def test_metadata_of_standard_input_need_not_be_unicode(tmp_path, monkeypatch):
