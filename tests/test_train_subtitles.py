@@ -1042,6 +1042,21 @@ def test_what_a_truncated_video_lacks_is_said(tmp_path, convert, capsys, ending)
     assert re.search(rf"a\.{ending}: The source is not in order: {said}\.", capsys.readouterr().out)
 
 
+def test_replies_of_overlapping_cues_are_in_order(tmp_path):
+    """Of YouTube's captions, a row stays while the next one is said."""
+    cues = [(0.16, 4.0, "hello there. I am"), (2.159, 6.0, "Bob. >> Hi Bob, how are")]
+    cues += [(4.01, 9.0, "you doing today? >> I am"), (6.01, 11.0, "fine, thanks.")]
+    (tmp_path / "a.srt").write_text(srt(*cues))
+    said = [(line.start, line.text) for line in to_sentences(read_subtitles(tmp_path / "a.srt"))]
+    assert [text for _, text in said] == [
+        "hello there.",
+        "I am Bob.",
+        "Hi Bob, how are you doing today?",
+        "I am fine, thanks.",
+    ]
+    assert [start for start, _ in said] == pytest.approx([0.16, 1.6, 2.6, 5.5], abs=0.4)
+
+
 @pytest.mark.parametrize("between", ["", "\n"])
 def test_headers_of_joined_parts_are_no_text(tmp_path, between):
     header, path = "WEBVTT\nX-TIMESTAMP-MAP=LOCAL:00:00:00.000,MPEGTS:900000\n\n", tmp_path / "a.vtt"

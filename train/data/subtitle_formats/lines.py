@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,16 @@ def _count_shared(before: str, after: str) -> int:
         if before[-count:] == after[:count]:
             return count if count > 1 or 1 in (len(before), len(after)) else 0
     return 0
+
+
+def cut_overlaps(cues: list[Line]) -> Iterator[Line]:
+    """
+    End a cue when the next one begins, if the next one stays longer. On YouTube, a row stays while the next one is
+    said, and times within a cue would lie before the end of the cue before. A cue within another one stays as it is.
+    """
+    for cue, following in zip_longest(cues, cues[1:]):
+        is_overlap = following is not None and cue.start < following.start < cue.end <= following.end
+        yield replace(cue, end=following.start) if is_overlap else cue
 
 
 def to_turns(line: Line) -> Iterator[Line]:

@@ -21,7 +21,14 @@ import pysubs2
 
 from videollm_mod.train.data.subtitle_formats.cues import NOTE, PRINTED, SUBRIP, WEBVTT, read_tsv, to_subrip
 from videollm_mod.train.data.subtitle_formats.encodings import read_text
-from videollm_mod.train.data.subtitle_formats.lines import Line, SubtitleReport, each_once, in_order, to_turns
+from videollm_mod.train.data.subtitle_formats.lines import (
+    Line,
+    SubtitleReport,
+    cut_overlaps,
+    each_once,
+    in_order,
+    to_turns,
+)
 from videollm_mod.train.data.subtitle_formats.lyrics import LYRICS, plain_lyrics, sung
 from videollm_mod.train.data.subtitle_formats.markup import keep_backslashes, plain_sami
 from videollm_mod.train.data.subtitle_formats.objects import read_json
@@ -73,7 +80,7 @@ def read_subtitles(
         cues = list(read_stream(path, open_as_video(path), stream, encoding, report))
     else:
         cues = list(_cues(path, text, frame_rate, report))
-    return [turn for line in each_once(in_order(cues, report), report) for turn in to_turns(line)]
+    return [turn for line in cut_overlaps(each_once(in_order(cues, report), report)) for turn in to_turns(line)]
 
 
 def _cues(path: Path, text: str, frame_rate: float | None, report: SubtitleReport) -> Iterator[Line]:
