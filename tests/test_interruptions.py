@@ -399,6 +399,7 @@ def test_a_checkpoint_of_training_is_not_mixed_with_an_earlier_one(tmp_path):
 # Functions that write without the contexts below, and why nothing half-written is read.
 ALONE = {
     "outputs.py": "the shared writers themselves",
+    "benchmarks/gpu.py run_tests": "a log for people, which shows how far the tests came when they were stopped",
     "benchmarks/killed.py": "input of its own runs, in a temporary folder",
     "benchmarks/memory.py": "a file of the kernel",
     "benchmarks/mutants.py": "source text of its own runs, and lines that are added",
