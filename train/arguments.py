@@ -447,9 +447,10 @@ class StreamingSFTConfig(Resumable, SFTConfig):
 
     def __post_init__(self) -> None:
         with naming_options():
-            for name in ("max_minutes", "router_learning_rate"):
-                if (value := getattr(self, name)) is not None:
-                    check_number(name, value, least=0)
+            if self.max_minutes is not None:
+                check_number("max_minutes", self.max_minutes, above=0)
+            if self.router_learning_rate is not None:
+                check_number("router_learning_rate", self.router_learning_rate, least=0)
         if self.padding_free:
             raise ValueError(
                 "--padding_free does not work, because the collator makes the batches: use --packing true."

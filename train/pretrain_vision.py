@@ -288,7 +288,7 @@ class VisionTrainingArguments(Resumable, TrainingArguments):
     def __post_init__(self) -> None:
         if self.max_minutes is not None:
             with naming_options():
-                check_number("max_minutes", self.max_minutes, least=0)
+                check_number("max_minutes", self.max_minutes, above=0)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         # Transformers hides the bar when it logs errors only.
         self.disable_tqdm = bool(self.disable_tqdm)
