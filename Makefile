@@ -81,7 +81,7 @@ checkpoint: $(VENV)/.installed-test
 	rm -f samples/*
 	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 117 --fps 12
 	$(BIN)/python train/data/streamworld.py samples --split test --world hard --clip 16 --fps 12 --name streamworld_hard
-	$(BIN)/python train/data/doomworld.py samples --split test --clip 6 --frame_rate 2 --vocabulary small --size 192
+	$(BIN)/python train/data/doomworld.py samples --split test --clip 6 --frame_rate 2 --vocabulary small --frame_size 192
 
 # An old pip cannot read this project's licence field, so upgrade it first.
 $(VENV)/.pip:

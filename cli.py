@@ -120,6 +120,8 @@ app = typer.Typer(
     help="Streaming video language models: they watch a video as it plays, and speak when something happens.",
     no_args_is_help=True,
     add_completion=True,
+    # --max_frames is --max-frames, as in the scripts.
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 
 

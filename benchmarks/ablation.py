@@ -49,6 +49,7 @@ from filelock import FileLock, Timeout
 from videollm_mod.configuration_videollm_mod import MOD_LAYER_SCHEMES, VideoLLMMoDConfig
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import append_line, complete_lines
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.checkpoint_files import new_checkpoint
 
 
@@ -93,7 +94,7 @@ class Run:
 def main() -> None:
     """Run a command."""
     quiet()
-    parser = argparse.ArgumentParser(description="Compare variants of routing from the same initialisation.")
+    parser = CommandLineParser(description="Compare variants of routing from the same initialisation.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("arms", help="list the variants")
     add_options(commands.add_parser("prepare", help="make the encoded rows and the common initialisation"))

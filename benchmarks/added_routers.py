@@ -27,6 +27,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import save_figure
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.collator import StreamCollator, normalize_pixels
 from videollm_mod.train.data.world.clip import WORLDS
 from videollm_mod.train.data.world.rows import streamworld_dataset
@@ -49,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Train all variants, print a table and draw the losses."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure the loss of the first steps after routers are added.")
+    parser = CommandLineParser(description="Measure the loss of the first steps after routers are added.")
     parser.add_argument("checkpoint", help="a model trained at full compute")
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument("--steps", type=int, default=50, help="training steps of each variant")

@@ -31,12 +31,13 @@ from report import markdown_row, markdown_table
 from torch.utils.flop_counter import FlopCounterMode
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.space.command_line import CommandLineParser
 
 
 def main() -> None:
     """Run every scheme and print a table."""
     quiet()
-    parser = argparse.ArgumentParser(description="Count operations and cache entries and compare the prediction.")
+    parser = CommandLineParser(description="Count operations and cache entries and compare the prediction.")
     parser.add_argument("--shape", choices=SHAPES, default="135m", help="shape of the language model")
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--text-tokens", type=int, default=100)

@@ -26,6 +26,7 @@ from transformers import AutoModel, AutoProcessor
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 
 
 # Frames between two lines of the table.
@@ -35,7 +36,7 @@ EVERY = 1000
 def main() -> None:
     """Watch, print a line every 1,000 frames, and compare the last line with the second."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure a stream that evicts its oldest frames.")
+    parser = CommandLineParser(description="Measure a stream that evicts its oldest frames.")
     parser.add_argument("--checkpoint", default=str(ROOT), help="folder or Hub id")
     parser.add_argument("--video", default=str(ROOT / "samples" / "streamworld.mp4"))
     parser.add_argument("--frames", type=int, default=20_000, help="frames to watch")

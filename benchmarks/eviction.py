@@ -33,6 +33,7 @@ from watching import TOGETHER, image_size, random_models, random_processor, sile
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
+from videollm_mod.space.command_line import CommandLineParser
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Row:
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure evictions, crops and the bookkeeping of frames.")
+    parser = CommandLineParser(description="Measure evictions, crops and the bookkeeping of frames.")
     parser.add_argument("--tokens", type=num_frame_tokens, default=10, help="tokens per frame, 1 + n x n")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=["full", "all_deep"], help="routing schemes")
     parser.add_argument("--max-frames", type=int, nargs="+", default=[30, 180], help="frames to remember")

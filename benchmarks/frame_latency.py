@@ -45,6 +45,7 @@ from tqdm import tqdm
 from watching import PLAIN, RUNNERS, TOGETHER, PlainLoop, Watcher, add_model_options, describe, model_sets, parse
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.space.command_line import CommandLineParser
 
 
 # A variant is built from the number of frames in its cache.
@@ -130,7 +131,7 @@ class Measured:
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure the latency of a frame, with routing and without.")
+    parser = CommandLineParser(description="Measure the latency of a frame, with routing and without.")
     add_model_options(parser)
     parser.add_argument("--contexts", type=int, nargs="+", default=[10, 300, 600], help="frames in the cache")
     parser.add_argument(

@@ -75,6 +75,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_text
 from videollm_mod.serving import EngineStream, StreamingEngine
+from videollm_mod.space.command_line import CommandLineParser
 
 
 STARTED = clock.monotonic()
@@ -183,7 +184,7 @@ class Lab:
 def main() -> None:
     """Run the parts that fit, and draw."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure everything that needs a GPU, within a number of minutes.")
+    parser = CommandLineParser(description="Measure everything that needs a GPU, within a number of minutes.")
     parser.add_argument("--shape", choices=SHAPES, default="llama3-8b", help="shape of the language model")
     parser.add_argument("--tokens", type=num_frame_tokens, default=50, help="tokens per frame, 1 + n x n")
     schemes = ["all_deep", "full", "interleaved"]

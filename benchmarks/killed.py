@@ -16,7 +16,6 @@ each command, and one for each fault with its seed.
 """
 
 # ruff: noqa: E402 (the helpers of the tests are found by the path)
-import argparse
 import json
 import os
 import random
@@ -56,6 +55,7 @@ from videollm_mod.convert.command import main as convert
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.serving.state_folder import StateFolder
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train import encode, pretrain_vision, push, recipe, sft  # noqa: F401
 from videollm_mod.train.data import prepare, shards, streamworld
 from videollm_mod.train.new_model import new_model
@@ -120,7 +120,7 @@ def prepare_data(base: Path, out: Path) -> None:
 
 
 def write_world(_: Path, out: Path) -> None:
-    script(streamworld.main, out, "--num_clips", 6, "--world", "tiny", "--size", 64)
+    script(streamworld.main, out, "--num_clips", 6, "--world", "tiny", "--frame_size", 64)
 
 
 def write_rows(base: Path) -> None:
@@ -479,7 +479,7 @@ def _without_numbers(content: bytes) -> bytes:
 
 def main() -> None:
     """Try each command."""
-    parser = argparse.ArgumentParser(description="Kill commands at random times, and compare what they write.")
+    parser = CommandLineParser(description="Kill commands at random times, and compare what they write.")
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="commands to try")
     parser.add_argument("--times", type=int, default=10, help="how often to kill each")
     parser.add_argument("--full", action="store_true", help="run on full disks instead (needs root)")

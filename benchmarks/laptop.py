@@ -42,6 +42,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
+from videollm_mod.space.command_line import CommandLineParser
 
 
 QUESTION = "What is happening now?"
@@ -87,7 +88,7 @@ class Row:
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure small vision-language models as streaming narrators.")
+    parser = CommandLineParser(description="Measure small vision-language models as streaming narrators.")
     parser.add_argument("--models", nargs="+", choices=list(TEXT), default=["256m", "500m"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 384, 256], help="sides of frames in pixels")
     parser.add_argument("--runners", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])

@@ -35,6 +35,7 @@ from watching import EngineWatcher, SessionWatcher, Watcher, random_models
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import packed_cache
+from videollm_mod.space.command_line import CommandLineParser
 
 
 # Frames in the cache while launches are counted, which do not depend on it.
@@ -83,7 +84,7 @@ class Time:
 def main() -> None:
     """Count and measure, and print two tables; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Count the kernel launches of a frame, and compare eager times.")
+    parser = CommandLineParser(description="Count the kernel launches of a frame, and compare eager times.")
     parser.add_argument("--tokens", type=num_frame_tokens, default=10, help="tokens per frame, 1 + n x n")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES), help="routing schemes")
     parser.add_argument("--contexts", type=int, nargs="*", default=[10, 300, 600], help="frames in the cache")

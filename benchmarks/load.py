@@ -42,6 +42,7 @@ from report import markdown_table, rate, write_results
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 
 
 WAYS = ("streaming", "re-sending")
@@ -160,7 +161,7 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Put a load on a server.")
+    parser = CommandLineParser(description="Put a load on a server.")
     parser.add_argument("--url", help="address of a server that runs; without it, a server is started here")
     parser.add_argument("--api-key", help="a key of that server")
     parser.add_argument("--checkpoint", help="folder or Hub id for the server here (default: the embedded checkpoint)")

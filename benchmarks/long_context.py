@@ -38,6 +38,7 @@ from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import save_figure
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.collator import StreamCollator, normalize_pixels
 from videollm_mod.train.data.dialogues import ceil_frame
 from videollm_mod.train.data.sources import find_source, load_split, option_names
@@ -86,7 +87,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Measure narration and answers by the time since a stream's start.")
+    parser = CommandLineParser(description="Measure narration and answers by the time since a stream's start.")
     parser.add_argument("--checkpoint", default=str(ROOT), help="folder or Hub id, default: the embedded checkpoint")
     parser.add_argument("--full", help="a checkpoint trained at full compute; default: the same, every keep ratio 1")
     parser.add_argument("--dataset", default="streamworld", help="a generated data set")

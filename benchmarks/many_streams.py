@@ -34,6 +34,7 @@ from watching import add_model_options, describe, frame_step, image_size, make_e
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine, VideoLLMMoDPagedCache
+from videollm_mod.space.command_line import CommandLineParser
 
 
 # Seconds between the frames of a stream.
@@ -69,7 +70,7 @@ class Round:
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure many streams on one model.")
+    parser = CommandLineParser(description="Measure many streams on one model.")
     add_model_options(parser)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of streams")
     parser.add_argument("--context", type=int, default=60, help="frames in the cache of each stream")

@@ -13,7 +13,6 @@ never speaks, so that all sessions see the same tokens. The table compares the p
 with that of float32, and the decision that it leads to. Every 100 frames a copy of each session answers a question.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -71,7 +71,7 @@ def compare(seen: Watched, reference: Watched, threshold: float) -> dict[str, fl
 def main() -> None:
     """Watch with each dtype and print a table."""
     quiet()
-    parser = argparse.ArgumentParser(description="Compare dtypes over a long stream.")
+    parser = CommandLineParser(description="Compare dtypes over a long stream.")
     parser.add_argument("--checkpoint", default=str(ROOT), help="folder or Hub id")
     parser.add_argument("--video", default=str(ROOT / "samples" / "streamworld.mp4"))
     parser.add_argument("--frames", type=int, default=2000, help="frames to watch")

@@ -25,12 +25,13 @@ from common import ROOT, choose_device, default_device, device_name, timed
 from report import markdown_table, write_results
 
 from videollm_mod import VideoLLMMoDProcessor
+from videollm_mod.space.command_line import CommandLineParser
 
 
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure what happens to a frame before the vision encoder.")
+    parser = CommandLineParser(description="Measure what happens to a frame before the vision encoder.")
     parser.add_argument("--sizes", nargs="+", default=["640x480", "1280x720", "1920x1080"], help="widths x heights")
     parser.add_argument("--model-size", type=int, default=384, help="side of the images that the encoder accepts")
     parser.add_argument("--device", type=choose_device, default=default_device(), help="where frames are normalised")

@@ -43,6 +43,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import save_figure
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.data.sources import find_source, load_split, option_names
 from videollm_mod.train.focus import SHARES, Choices, Clip, describe, figures, watch
 from videollm_mod.train.objectness import load_patch_labels
@@ -79,7 +80,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Count which patches routers keep: those of things, or others.")
+    parser = CommandLineParser(description="Count which patches routers keep: those of things, or others.")
     parser.add_argument("--checkpoint", default=str(ROOT), help="folder or Hub id, default: the embedded checkpoint")
     parser.add_argument("--over", nargs="+", default=[], help="earlier checkpoints of the same training run")
     parser.add_argument("--dataset", default="streamworld", help="a generated data set that knows covered patches")

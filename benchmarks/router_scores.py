@@ -28,6 +28,7 @@ from report import markdown_table
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 
 
 HEADER = ["scores", "layer", "mean", "spread in a frame", "slope of the gate", "saturated, %", "gate", "loss"]
@@ -36,7 +37,7 @@ HEADER = ["scores", "layer", "mean", "spread in a frame", "slope of the gate", "
 def main() -> None:
     """Train both variants and print the table."""
     quiet()
-    parser = argparse.ArgumentParser(description="Print statistics of router scores after a short training.")
+    parser = CommandLineParser(description="Print statistics of router scores after a short training.")
     parser.add_argument(
         "--checkpoint", default=str(Path(__file__).resolve().parents[1]), help="the model to start from"
     )

@@ -42,6 +42,7 @@ from transformers import AutoModel, AutoProcessor
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 
 
 QUESTIONS = ("What do you see?", "How many things do you see?", "What happened last?")
@@ -339,7 +340,7 @@ def is_equal(ended: Ended, expected: Sequence[tuple]) -> bool:
 def main() -> None:
     """Soak, print a line for each tenth, and compare."""
     quiet()
-    parser = argparse.ArgumentParser(description="Run an engine for hours of video.")
+    parser = CommandLineParser(description="Run an engine for hours of video.")
     parser.add_argument("--checkpoint", default=str(ROOT), help="folder or Hub id")
     parser.add_argument("--video", default=str(ROOT / "samples" / "streamworld.mp4"))
     parser.add_argument("--hours", type=float, default=8.0, help="hours of video of all streams together")

@@ -12,7 +12,6 @@ A table stands between the comments `<!-- NAME -->` and `<!-- end -->`, where NA
 tables is written by hand: read it again afterwards.
 """
 
-import argparse
 import os
 import re
 import shlex
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import copy_file, write_text
+from videollm_mod.space.command_line import CommandLineParser
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ PLOTS = {"small": "latency.png", "streams": "streams.png"}
 @one_line_errors()
 def main() -> None:
     """Run the benchmarks and write the page after each."""
-    parser = argparse.ArgumentParser(description="Measure again what docs/speed.md shows.")
+    parser = CommandLineParser(description="Measure again what docs/speed.md shows.")
     parser.add_argument("names", nargs="*", help=f"tables to make: {', '.join(COMMANDS)}; default: all")
     names = parser.parse_args().names or list(COMMANDS)
     if unknown := set(names) - set(COMMANDS):

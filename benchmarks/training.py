@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import save_figure
+from videollm_mod.space.command_line import CommandLineParser
 
 
 # Steps before the measured ones; the optimizer allocates its memory in the first.
@@ -76,7 +77,7 @@ class Row:
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure a training step, with routing and without.")
+    parser = CommandLineParser(description="Measure a training step, with routing and without.")
     parser.add_argument("--shape", choices=SHAPES, default="tiny", help="shape of the language model")
     parser.add_argument("--device", type=choose_device, default=default_device())
     parser.add_argument("--frames", type=int, default=120)

@@ -44,6 +44,7 @@ from transformers import AutoProcessor
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.collator import StreamCollator, normalize_pixels
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.streaming_evaluation import free_streaming
@@ -63,7 +64,7 @@ Groups = list[dict[str, float]]
 def main() -> None:
     """Measure all variants and print the table."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure routing without training on clips of StreamWorld.")
+    parser = CommandLineParser(description="Measure routing without training on clips of StreamWorld.")
     parser.add_argument("out", type=Path, help="folder for the results")
     parser.add_argument("--checkpoint", default=str(ROOT), help="the model, default: the embedded checkpoint")
     parser.add_argument("--clips", type=int, default=96, help=f"test clips, rounded up to groups of {GROUP}")

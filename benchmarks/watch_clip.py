@@ -46,6 +46,7 @@ from watching import (
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.reading_ahead_videollm_mod import read_ahead
 from videollm_mod.serving import StreamingEngine
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.streaming_videollm_mod import StreamEvent
 
 
@@ -77,7 +78,7 @@ class Clip:
 def main() -> None:
     """Measure and print a table; with `--out`, also write files."""
     quiet()
-    parser = argparse.ArgumentParser(description="Measure how long a checkpoint takes to watch a video file.")
+    parser = CommandLineParser(description="Measure how long a checkpoint takes to watch a video file.")
     parser.add_argument("--checkpoint", default=str(ROOT), help="folder or Hub id")
     parser.add_argument("--video", default=str(ROOT / "samples" / "streamworld.mp4"))
     parser.add_argument("--fps", type=float, default=2.0, help="frames watched per second of video")

@@ -14,6 +14,7 @@ from videollm_mod.console import quiet
 from videollm_mod.convert import with_name
 from videollm_mod.convert.videollm_online import LIVE_VERSIONS
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.command_line import CommandLineParser
 
 
 # Types that weights can be saved in.
@@ -39,7 +40,7 @@ def main() -> None:
     is_model = len(names) == 1
     wrong = [name for name in (_LIVE_OPTIONS if is_model else _MODEL_OPTIONS) if name in options]
     if wrong:
-        parser.error(f"--{wrong[0]} is for {'BASE ADAPTER OUT' if is_model else 'MODEL OUT'}")
+        parser.error(f"--{wrong[0].replace('_', '-')} is for {'BASE ADAPTER OUT' if is_model else 'MODEL OUT'}")
     as_json = options.pop("json")
     with one_line_errors():
         print(f"loading {' and '.join(names)} ...", file=sys.stderr)
@@ -74,25 +75,25 @@ def _convert_live(base: str, adapter: str, out: Path, options: dict[str, Any]) -
     return {"json": {"folder": str(out), "adapter": has_adapter}, "lines": lines}
 
 
-def _new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _new_parser() -> CommandLineParser:
+    parser = CommandLineParser(
         usage=_USAGE, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="MODEL OUT, or BASE ADAPTER OUT")
     parser.add_argument("--dtype", choices=DTYPES, help="type of all weights; default: the type they have")
     parser.add_argument(
-        "--mod_layers",
+        "--mod-layers",
         metavar="LAYERS",
         help="which layers to route: the name of a scheme, such as interleaved, or indices, such as 1,3,5",
     )
     parser.add_argument(
-        "--mod_keep_ratio",
+        "--mod-keep-ratio",
         type=float,
         metavar="RATIO",
         help="share of a frame's tokens that routed layers keep; default: 1, with other routing options 0.2",
     )
     parser.add_argument(
-        "--mod_router",
+        "--mod-router",
         metavar="NAME",
         help="how routed layers choose tokens: learned (the default) has to be fine-tuned, change does not",
     )
@@ -100,25 +101,25 @@ def _new_parser() -> argparse.ArgumentParser:
     # A missing option leaves no trace, so that options of the other form are noticed.
     model = parser.add_argument_group("options of MODEL OUT", argument_default=argparse.SUPPRESS)
     model.add_argument(
-        "--frame_token_pooled",
+        "--frame-token-pooled",
         type=int,
         nargs=2,
         metavar=("H", "W"),
         help="grid of tokens per frame; default: the model's own for a frame of a video",
     )
     model.add_argument(
-        "--frame_size", type=int, metavar="PIXELS", help="side at which frames are encoded; default: the encoder's own"
+        "--frame-size", type=int, metavar="PIXELS", help="side at which frames are encoded; default: the encoder's own"
     )
     live = parser.add_argument_group("options of BASE ADAPTER OUT", argument_default=argparse.SUPPRESS)
     live.add_argument(
-        "--vision_model", metavar="MODEL", help="vision encoder; default: google/siglip-large-patch16-384"
+        "--vision-model", metavar="MODEL", help="vision encoder; default: google/siglip-large-patch16-384"
     )
     live.add_argument(
-        "--live_version",
+        "--live-version",
         choices=LIVE_VERSIONS,
         help="frame layout: live1 has 1 token per frame, live1+ has 10; default: live1+",
     )
-    live.add_argument("--keep_adapter", action="store_true", help="save the adapter unmerged, in OUT/adapter")
+    live.add_argument("--keep-adapter", action="store_true", help="save the adapter unmerged, in OUT/adapter")
     return parser
 
 

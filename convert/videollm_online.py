@@ -5,10 +5,10 @@ Convert a checkpoint of VideoLLM-online (arXiv 2406.11816): a PEFT adapter over 
 
 ```bash
 videollm-mod convert meta-llama/Meta-Llama-3-8B-Instruct chenjoya/videollm-online-8b-v1plus out
-videollm-mod convert BASE ADAPTER out --mod_layers interleaved --mod_keep_ratio 0.2
+videollm-mod convert BASE ADAPTER out --mod-layers interleaved --mod-keep-ratio 0.2
 ```
 
-Without `--mod_layers` and `--mod_keep_ratio` the result is the same model, at full compute. With them it has new
+Without `--mod-layers` and `--mod-keep-ratio` the result is the same model, at full compute. With them it has new
 routers. The default gate starts at 1, so the model starts as the original layers on the tokens that it keeps.
 Fine-tune it (`train/sft.py`).
 """

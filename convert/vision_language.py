@@ -7,7 +7,7 @@ pixels and turns.
 ```bash
 videollm-mod convert HuggingFaceTB/SmolVLM2-256M-Video-Instruct smol
 videollm-mod convert llava-hf/llava-onevision-qwen2-0.5b-ov-hf onevision
-videollm-mod convert OpenGVLab/InternVL3-1B-hf internvl --mod_layers interleaved --mod_keep_ratio 0.5
+videollm-mod convert OpenGVLab/InternVL3-1B-hf internvl --mod-layers interleaved --mod-keep-ratio 0.5
 ```
 """
 

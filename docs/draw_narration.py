@@ -28,6 +28,7 @@ from transformers import AutoModel, AutoProcessor
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.space.loading import seen_area
 
 
@@ -95,7 +96,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Draw a clip that is narrated, with its routing.")
+    parser = CommandLineParser(description="Draw a clip that is narrated, with its routing.")
     parser.add_argument("out", type=Path, help="GIF to write")
     parser.add_argument("--video", default=str(ROOT / "samples" / "streamworld.mp4"), help="file to watch")
     parser.add_argument("--model", default=str(ROOT), help="folder or Hub id")

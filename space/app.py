@@ -13,7 +13,6 @@ holds a person's stream, `drawing.py` draws it, and `captions.py` exports it, wi
 `video_writing.py` for video. `uploads.py` limits files, and `checkpoint_faults.py` explains broken checkpoints.
 """
 
-import argparse
 import json
 import math
 import os
@@ -34,6 +33,7 @@ import gradio as gr
 import page
 from checkpoint_faults import in_one_line, load_config, named_faults
 from checkpoint_names import check_checkpoint
+from command_line import CommandLineParser
 from gradio import processing_utils
 from gradio.utils import get_upload_folder
 from inputs import call, check_fps, check_number, check_text, read_frame, refusal
@@ -461,7 +461,7 @@ def _is_upload(path: Path) -> bool:
 
 def main() -> None:
     """Serve the page."""
-    parser = argparse.ArgumentParser(description="A page on which a model watches a camera or a video and talks.")
+    parser = CommandLineParser(description="A page on which a model watches a camera or a video and talks.")
     parser.add_argument("--model", help="checkpoint: a folder or a Hub id; default: MODEL_ID, else the embedded one")
     parser.add_argument("--seats", type=int, default=int(os.environ.get("SEATS", "8")), help="most people at once")
     most = int(os.environ.get("SEATS_PER_ADDRESS", "4"))

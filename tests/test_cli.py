@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import typer
 from hub import Hub, commit_hash
 from programs import run_command, run_main
 from tiny import copy_embedded, embedded_files, random_frames, write_clip
@@ -290,7 +291,7 @@ def test_inspect_needs_no_weights(tmp_path):
 
 
 def test_convert_and_push_run_the_scripts():
-    scripts = {"convert": "--frame_token_pooled", "push": "--no_verify"}
+    scripts = {"convert": "--frame-token-pooled", "push": "--no-verify"}
     for command, option in scripts.items():
         shown = run_command(command, "--help")
         assert shown.returncode == 0 and option in shown.stdout and f" {command} " in shown.stdout, shown.stderr
@@ -523,6 +524,21 @@ def test_help_names_every_option():
     shown = run_command("narrate", "--help").stdout
     for option in ("--model", "--query", "--fps", "--interval-threshold", "--burn-in", "--json", "A file or a folder"):
         assert option in shown
+
+
+def test_every_option_has_a_spelling_with_underscores():
+    group = typer.main.get_command(cli.app)
+    context = group.make_context("videollm-mod", [], resilient_parsing=True)
+    for name, command in group.commands.items():
+        of_command = command.make_context(name, [], parent=context, resilient_parsing=True)
+        names = [(option, name) for option in command.params for name in (*option.opts, *option.secondary_opts)]
+        for option, declared in [(option, name) for option, name in names if name.startswith("--")]:
+            words, value = declared.removeprefix("--"), [] if option.is_flag else ["a_b-c"]
+            for given in (f"--{words.replace('_', '-')}", f"--{words.replace('-', '_')}"):
+                read, left, _ = command.make_parser(of_command).parse_args([given, *value])
+                assert option.name in read and not left, (name, given)
+                assert option.is_flag or read[option.name] in ("a_b-c", ["a_b-c"])
+    assert json.loads(run_command("inspect", "--json", "--text_tokens=7").stdout)["flops"] > 0
 
 
 def test_narrate_in_eight_bits():

@@ -99,8 +99,8 @@ def test_a_file_in_the_place_of_the_new_folder_is_named(tmp_path, run, capsys):
     ("arguments", "message"),
     [
         (["model"], "give MODEL and OUT, or BASE, ADAPTER and OUT"),
-        (["model", "out", "--keep_adapter"], "--keep_adapter is for BASE ADAPTER OUT"),
-        (["base", "adapter", "out", "--frame_token_pooled", "2", "2"], "--frame_token_pooled is for MODEL OUT"),
+        (["model", "out", "--keep-adapter"], "--keep-adapter is for BASE ADAPTER OUT"),
+        (["base", "adapter", "out", "--frame_token_pooled", "2", "2"], "--frame-token-pooled is for MODEL OUT"),
     ],
 )
 def test_options_of_the_other_form_are_refused(run, capsys, arguments, message):

@@ -267,20 +267,21 @@ def test_without_vizdoom_a_line_says_what_to_install(monkeypatch):
 
 
 def test_the_command_writes_videos_messages_and_a_card(tmp_path, monkeypatch, capsys):
-    command = ["doomworld.py", tmp_path, "--split", "validation", "--num_clips", 1, "--size", 64, "--seconds", 3, 3]
+    command = ["doomworld.py", tmp_path, "--split", "validation", "--num_clips", 1, "--frame_size", 64]
+    command += ["--wordings", "brief=1", "--seconds", "3,3"]
     monkeypatch.setattr("sys.argv", [str(part) for part in command])
     doomworld.main()
     rows = load_timed_messages(tmp_path, "validation")
     assert list(find_faults(rows)) == [] and rows[0]["kind"] == "narrate"
     clip = record_clip("validation", SPLITS["validation"], seconds=(3.0, 3.0), size=64)
-    assert rows[0]["messages"] == make_dialogue(clip, "narrate")[0]
+    assert rows[0]["messages"] == make_dialogue(clip, "narrate", "brief")[0]
     with av.open(rows[0]["video"]) as container:
         assert container.metadata["comment"] == "DoomWorld"
         frames = {float(frame.time): frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)}
     for index, picture in enumerate(clip.pictures):
         latest = max(time for time in frames if time <= index * STEP + 1e-6)
         assert np.abs(frames[latest].astype(int) - picture).mean() < 12, index
-    monkeypatch.setattr("sys.argv", [str(part) for part in [*command[:-2], 4, 4]])
+    monkeypatch.setattr("sys.argv", [str(part) for part in [*command[:-1], "4,4"]])
     with pytest.raises(SystemExit):
         doomworld.main()
     assert (

@@ -479,7 +479,7 @@ def test_written_clips_show_the_same_pictures(tmp_path):
 
 
 def test_the_command_writes_a_single_clip_with_its_events(tmp_path, monkeypatch):
-    arguments = ["streamworld.py", tmp_path, "--split", "test", "--world", "small", "--clip", 3, "--size", 64]
+    arguments = ["streamworld.py", tmp_path, "--split", "test", "--world", "small", "--clip", 3, "--frame_size", 64]
     arguments += ["--name", "one"]
     monkeypatch.setattr("sys.argv", [str(argument) for argument in arguments])
     streamworld.main()
@@ -497,7 +497,7 @@ def run_command(monkeypatch, *arguments):
 
 def test_the_command_writes_splits_and_a_card_that_names_them(tmp_path, monkeypatch):
     """The folder loads with all its splits, in whichever order they were written."""
-    small = ["--world", "small", "--size", 64, "--fps", 4]
+    small = ["--world", "small", "--frame-size", 64, "--fps", 4]
     run_command(monkeypatch, tmp_path / "out", "--num_clips", 1, "--kinds", "describe", *small)
     run_command(monkeypatch, tmp_path / "out", "--num_clips", 1, "--split", "ood", "--size", 64, "--fps", 2)
     run_command(monkeypatch, tmp_path / "out", "--num_clips", 1, "--split", "validation", *small)
@@ -511,15 +511,16 @@ def test_the_command_writes_splits_and_a_card_that_names_them(tmp_path, monkeypa
     assert card.data.license == "apache-2.0" and "generated world" in card.text
     command = "python train/data/streamworld.py out --split"
     assert [line for line in card.text.splitlines() if line.startswith("python")] == [
-        f"{command} train --num_clips 1 --world small --size 64 --fps 4 --kinds describe",
-        f"{command} validation --num_clips 2 --world small --size 64 --fps 4 --kinds narrate ask wait",
-        f"{command} ood --num_clips 1 --world ood --size 64 --fps 2 --kinds narrate ask wait",
+        f"{command} train --num_clips 1 --world small --frame_size 64 --fps 4 --kinds describe",
+        f"{command} validation --num_clips 2 --world small --frame_size 64 --fps 4 --kinds narrate ask wait",
+        f"{command} ood --num_clips 1 --world ood --frame_size 64 --fps 2 --kinds narrate ask wait",
     ]
 
 
 def test_the_command_writes_slide_shows(tmp_path, monkeypatch):
     """Written slide shows equal those that are drawn during training."""
-    run_command(monkeypatch, tmp_path, *["--num_clips", 2, "--world", "small", "--size", 64, "--kinds", "describe"])
+    slides = ["--world", "small", "--frame_size", 64, "--kinds", "describe"]
+    run_command(monkeypatch, tmp_path, "--num_clips", 2, *slides)
     rows = load_timed_messages(tmp_path)
     assert list(find_faults(rows)) == [] and {row["kind"] for row in rows} == {"describe"}
     processor = tiny_processor()
@@ -543,7 +544,8 @@ def test_the_command_refuses_frame_rates_out_of_range(fps, tmp_path, monkeypatch
 def test_the_command_refuses_sizes_that_a_video_cannot_have(size, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_command(monkeypatch, tmp_path, "--size", str(size))
-    assert f"--size must be an even number from 16 to 4096, as H.264 requires, got {size}" in capsys.readouterr().err
+    message = f"--frame_size must be an even number from 16 to 4096, as H.264 requires, got {size}"
+    assert message in capsys.readouterr().err
 
 
 def test_clips_say_their_colors_and_may_lie_in_a_folder_with_a_colon(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ python train/card.py outputs/streamworld_cpu/trained page.md --measures outputs/
 ```
 """
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -26,6 +25,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import copy_file, save_figure, write_text
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.checkpoint_files import FACTS_PAGE
 
 
@@ -400,7 +400,7 @@ def _draw(losses: list[tuple[int, float]], evaluations: list[tuple[int, float]],
 @one_line_errors()
 def main() -> None:
     """Copy the facts and the figures of a training into a page."""
-    parser = argparse.ArgumentParser(description="Copy cost, training and figures of a checkpoint into a page.")
+    parser = CommandLineParser(description="Copy cost, training and figures of a checkpoint into a page.")
     parser.add_argument("checkpoint", type=Path, help="folder of the trained checkpoint")
     parser.add_argument("page", type=Path, help="Markdown file to update")
     parser.add_argument("--measures", type=Path, help="figures of train/recipe.py, a JSON file")

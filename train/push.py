@@ -40,6 +40,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.card import write_plain_card
 from videollm_mod.train.checkpoint_files import FACTS_PAGE, LINK, checkpoint_files, entry_files, model_files
 
@@ -358,7 +359,7 @@ def _bytes(size: str) -> float:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Publish a checkpoint, or the page as a Space, on the Hub.")
+    parser = CommandLineParser(description="Publish a checkpoint, or the page as a Space, on the Hub.")
     parser.add_argument("checkpoint", type=Path, nargs="?", help="folder of the checkpoint, or of prepared data")
     parser.add_argument("repo", nargs="?", help="Hub id, such as somebody/narrator")
     parser.add_argument("--space", metavar="REPO", help="publish the page as this Space instead of a checkpoint")
@@ -370,14 +371,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="replace another model, or write into another app")
     parser.add_argument("--message", help="commit message")
     parser.add_argument(
-        "--video_root",
+        "--video-root",
         nargs="+",
         metavar="PLACE",
         help="with --dataset: folders, and beginnings of URLs, outside the folder that its rows may name",
     )
-    parser.add_argument("--max_shard_size", help="largest file of weights (5GB) or rows (500MB)")
+    parser.add_argument("--max-shard-size", help="largest file of weights (5GB) or rows (500MB)")
     parser.add_argument(
-        "--no_verify",
+        "--no-verify",
         action="store_true",
         help="do not record what the model computes, and do not check it afterwards",
     )
@@ -390,7 +391,7 @@ def _parse() -> argparse.Namespace:
     if options.space is not None and options.checkpoint is not None:
         parser.error("--space publishes only the page: name a published model with --model")
     if options.video_root is not None and options.dataset is None:
-        parser.error("--video_root is an option of --dataset")
+        parser.error("--video-root is an option of --dataset")
     if options.model is not None and options.space is None:
         parser.error("--model is an option of --space")
     return options

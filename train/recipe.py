@@ -28,7 +28,6 @@ compute trains last, for the same number of steps, and outside of `--minutes`. T
 `measures.json`.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -51,6 +50,7 @@ import torch
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_json, write_text
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.checkpoint_files import LAST_WRITTEN, new_checkpoint
 from videollm_mod.train.data.doom.game import find_vizdoom
 from videollm_mod.train.loading import load_checkpoint
@@ -381,7 +381,7 @@ def choose_worlds(names: str | None, size: Size) -> tuple[str, ...]:
 @one_line_errors()
 def main() -> None:
     """Train the checkpoint, print the table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description="Train on generated worlds from scratch, and evaluate the result.")
+    parser = CommandLineParser(description="Train on generated worlds from scratch, and evaluate the result.")
     parser.add_argument("--size", choices=SIZES, default="cpu", help="size of the model and the data")
     parser.add_argument("--worlds", help=f"worlds to train on, separated by commas: {', '.join(WORLDS)}")
     parser.add_argument("--clips", type=int, help="number of rows of narration of each world; default: the size's")

@@ -13,14 +13,14 @@ python train/sft.py --dataset doomworld --fps 4 --kinds narrate=2,ask=1 ...    #
 ```
 """
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
 
 from videollm_mod.mistakes import one_line_errors
-from videollm_mod.train.data.doom.clip import RATES, SECONDS, SLIDE_FRAMES, SPLITS
+from videollm_mod.space.command_line import CommandLineParser
+from videollm_mod.train.data.doom.clip import RATES, SLIDE_FRAMES, SPLITS
 from videollm_mod.train.data.doom.events import WORDINGS
 from videollm_mod.train.data.doom.files import write_card, write_sample, write_split
 from videollm_mod.train.data.doom.game import FPS, find_vizdoom
@@ -98,7 +98,7 @@ class DoomWorld(DataSource):
 @one_line_errors()
 def main() -> None:
     """Write a split, or one clip with its events."""
-    parser = argparse.ArgumentParser(description="Writes DoomWorld as mp4 files and JSON lines of timed messages.")
+    parser = CommandLineParser(description="Writes DoomWorld as mp4 files and JSON lines of timed messages.")
     parser.add_argument("folder", type=Path, help="folder to write to")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--num_clips", type=int, default=100, help="number of clips")
@@ -108,42 +108,43 @@ def main() -> None:
     parser.add_argument(
         "--frame_rate", type=int, choices=RATES, default=FPS, help="frames per second, for events of --clip"
     )
-    parser.add_argument("--size", type=int, default=256, help="width and height in pixels, an even number from 16")
     parser.add_argument(
-        "--seconds",
-        type=float,
-        nargs=2,
-        default=SECONDS,
-        metavar=("SHORTEST", "LONGEST"),
-        help="lengths of clips",
+        "--frame_size", "--size", type=int, default=256, help="width and height in pixels, an even number from 16"
     )
+    parser.add_argument("--seconds", default=DoomWorld.seconds, help="shortest and longest clip, for example 20,60")
     parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:], help="kinds of dialogue")
-    parser.add_argument("--wording", choices=WORDINGS, default="plain", help="how events are told")
+    parser.add_argument(
+        "--wordings",
+        default=DoomWorld.wordings,
+        help=f"weights of the wordings of clips ({', '.join(WORDINGS)}), for example plain=2,brief=1",
+    )
     parser.add_argument("--vocabulary", choices=VOCABULARIES, default="full", help="what things are called")
     options = parser.parse_args()
-    if options.size % 2 or not 16 <= options.size <= 4096:
-        parser.error(f"--size must be an even number from 16 to 4096, as H.264 requires, got {options.size}")
-    if not 2 <= options.seconds[0] <= options.seconds[1]:
-        parser.error(f"--seconds must be at least 2, the shorter one first, got {options.seconds}")
+    if options.frame_size % 2 or not 16 <= options.frame_size <= 4096:
+        parser.error(
+            f"--frame_size must be an even number from 16 to 4096, as H.264 requires, got {options.frame_size}"
+        )
+    seconds, wordings = parse_seconds(options.seconds), parse_weights("wordings", options.wordings)
+    if seconds[0] < 2:
+        parser.error(f"--seconds must be at least 2, got {options.seconds}")
     try:
         find_vizdoom()
     except ImportError as error:
         raise SystemExit(f"error: {error}") from None
     folder, split = options.folder, options.split
-    video = {"size": options.size, "seconds": tuple(options.seconds), "vocabulary": options.vocabulary}
+    video = {"size": options.frame_size, "seconds": seconds, "vocabulary": options.vocabulary}
     if options.clip is not None:
         write_sample(folder, split, SPLITS[split] + options.clip, **video, fps=options.frame_rate, name=options.name)
         print(f"wrote {folder / options.name}.mp4 and {folder / options.name}.json")
         return
     clips = {"num_clips": options.num_clips, "first_clip": options.first_clip}
-    write_split(folder, split, **clips, **video, kinds=options.kinds, wording=options.wording)
-    lengths = " ".join(f"{seconds:g}" for seconds in options.seconds)
-    given = f"--num_clips {options.num_clips} --first_clip {options.first_clip} --size {options.size}"
+    write_split(folder, split, **clips, **video, kinds=options.kinds, wordings=wordings)
+    given = f"--num_clips {options.num_clips} --first_clip {options.first_clip} --frame_size {options.frame_size}"
     write_card(
         folder,
         split,
-        f"{given} --seconds {lengths} --kinds {' '.join(options.kinds)} "
-        f"--wording {options.wording} --vocabulary {options.vocabulary}",
+        f"{given} --seconds {options.seconds} --kinds {' '.join(options.kinds)} "
+        f"--wordings {options.wordings} --vocabulary {options.vocabulary}",
     )
     print(f"wrote {folder / split}.jsonl and its videos")
 

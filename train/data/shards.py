@@ -11,7 +11,6 @@ python train/data/shards.py features shards --embed_features
 beside the rows, or become bytes within them.
 """
 
-import argparse
 import json
 import os
 import re
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from datasets.utils.py_utils import convert_file_size_to_int
 
 from videollm_mod.outputs import copy_file, naming_full_disk, path_from
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.data.faults import WHERE, counted
 from videollm_mod.train.data.feature_files import StoredFeatures
 
@@ -248,7 +248,7 @@ def main() -> None:
     """Convert a folder."""
     from videollm_mod.train.data.timed_messages import VIDEO_ROOT_HELP, load_timed_messages
 
-    parser = argparse.ArgumentParser(description="Convert a folder of timed messages to Parquet files.")
+    parser = CommandLineParser(description="Convert a folder of timed messages to Parquet files.")
     parser.add_argument("folder", type=Path, help="folder with JSON lines or Parquet files, one or more per split")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--max_shard_size", default="500MB", help="size of a file, before compression")

@@ -11,13 +11,13 @@ python train/sft.py --dataset streamworld --world tiny --kinds narrate=2,ask=1 .
 ```
 """
 
-import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets import Dataset
 
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.world.clip import SPLITS, STEP, WORLDS
 from videollm_mod.train.data.world.dialogues import KINDS
@@ -115,14 +115,16 @@ def parse_seconds(seconds: str) -> tuple[float, float]:
 @one_line_errors()
 def main() -> None:
     """Write a split, or one clip with its events."""
-    parser = argparse.ArgumentParser(description="Writes StreamWorld as mp4 files and JSON lines of timed messages.")
+    parser = CommandLineParser(description="Writes StreamWorld as mp4 files and JSON lines of timed messages.")
     parser.add_argument("folder", type=Path, help="folder to write to")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--num_clips", type=int, default=100, help="number of clips")
     parser.add_argument("--clip", type=int, help="write only the clip of this number, with its events")
     parser.add_argument("--name", default="streamworld", help="name of the two files that --clip writes")
     parser.add_argument("--world", choices=WORLDS, help="what clips may show (default: full; for the split ood: ood)")
-    parser.add_argument("--size", type=int, default=256, help="width and height in pixels, an even number from 16")
+    parser.add_argument(
+        "--frame_size", "--size", type=int, default=256, help="width and height in pixels, an even number from 16"
+    )
     parser.add_argument("--fps", type=int, default=24, help="frame rate of the videos, from 2 to 30")
     parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, default=KINDS[1:], help="kinds of dialogue; describe writes slide shows"
@@ -130,18 +132,20 @@ def main() -> None:
     options = parser.parse_args()
     if not 2 <= options.fps <= 30:
         parser.error(f"--fps must be from 2 to 30, got {options.fps}")
-    if options.size % 2 or not 16 <= options.size <= 4096:
-        parser.error(f"--size must be an even number from 16 to 4096, as H.264 requires, got {options.size}")
+    if options.frame_size % 2 or not 16 <= options.frame_size <= 4096:
+        parser.error(
+            f"--frame_size must be an even number from 16 to 4096, as H.264 requires, got {options.frame_size}"
+        )
     folder, split = options.folder, options.split
     name = options.world or ("ood" if split == "ood" else "full")
-    video = {"size": options.size, "fps": options.fps}
+    video = {"size": options.frame_size, "fps": options.fps}
     if options.clip is not None:
         clip = make_clip(SPLITS[split] + options.clip, WORLDS[name])
         write_sample(folder, clip, name, **video, name=options.name)
         print(f"wrote {folder / options.name}.mp4 and {folder / options.name}.json")
         return
     write_split(folder, split, num_clips=options.num_clips, world=WORLDS[name], kinds=options.kinds, **video)
-    given = f"--num_clips {options.num_clips} --world {name} --size {options.size} --fps {options.fps}"
+    given = f"--num_clips {options.num_clips} --world {name} --frame_size {options.frame_size} --fps {options.fps}"
     write_card(folder, split, f"{given} --kinds {' '.join(options.kinds)}")
     print(f"wrote {folder / split}.jsonl and its videos")
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from videollm_mod.checks_videollm_mod import check_count, check_number, check_text
 from videollm_mod.outputs import check_outputs, path_from, write_text
+from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.data.faults import counted
 from videollm_mod.train.data.subtitle_formats.lines import (
     DASH,
@@ -284,7 +285,7 @@ def _count_replies(messages: list[dict[str, Any]]) -> int:
 
 def main() -> None:
     """Write one row of timed messages for each video."""
-    parser = argparse.ArgumentParser(description="Convert videos with subtitles to timed messages, one row per video.")
+    parser = CommandLineParser(description="Convert videos with subtitles to timed messages, one row per video.")
     parser.add_argument("videos", nargs="+", type=Path, help="video files")
     parser.add_argument(
         "--subtitles",

@@ -5,14 +5,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
 from videollm_mod.outputs import write_json, write_text
 from videollm_mod.train.data.doom.clip import MAPS, SPLITS, STEP, Clip, record_clip, shrink
 from videollm_mod.train.data.doom.dialogues import make_dialogue
-from videollm_mod.train.data.doom.events import EVENTS
+from videollm_mod.train.data.doom.events import EVENTS, WORDINGS
 from videollm_mod.train.data.doom.game import FPS, TICS
+from videollm_mod.train.data.doom.rows import check_weights, draw
 from videollm_mod.train.data.doom.things import THINGS
 from videollm_mod.train.data.world.drawing import open_video
 from videollm_mod.train.data.world.files import FEATURES, claim_videos, known_commands, to_line, write_once
@@ -28,7 +30,7 @@ def write_split(
     size: int,
     seconds: tuple[float, float],
     kinds: Sequence[str],
-    wording: str = "plain",
+    wordings: dict[str, float],
     vocabulary: str = "full",
 ) -> None:
     """
@@ -44,12 +46,14 @@ def write_split(
         size (`int`): Width and height of the videos.
         seconds (`tuple[float, float]`): Shortest and longest clip.
         kinds (`Sequence[str]`): Some of "narrate", "ask", "wait".
-        wording (`str`, *optional*, defaults to `"plain"`): How events are told.
+        wordings (`dict[str, float]`): Weight of each of [`WORDINGS`]. A clip has one, which follows from its seed.
         vocabulary (`str`, *optional*, defaults to `"full"`): What things are called (see [`record_clip`]).
 
     Raises:
-        `ValueError`: If the folder has videos of the split that were made with other options.
+        `ValueError`: If a wording is unknown, or if the folder has videos of the split that were made with other
+            options.
     """
+    check_weights("wordings", wordings, WORDINGS)
     # The pictures do not depend on the words.
     claim_videos(folder, split, {"data": "DoomWorld", "size": size, "seconds": seconds})
     lines: list[str] = []
@@ -57,6 +61,7 @@ def write_split(
         video, seed = f"videos/{split}-{index:06d}.mp4", SPLITS[split] + index
         clip = film(folder / video, split, seed, size=size, seconds=seconds, vocabulary=vocabulary)
         covered = covered_patches([(clip, index * STEP) for index in range(len(clip.pictures))])
+        wording = draw(np.random.default_rng((seed, 4)), wordings)
         for kind in kinds:
             messages, questions = make_dialogue(clip, kind, wording)
             if messages:

@@ -52,8 +52,8 @@ def doomworld_dataset(
     if split not in SPLITS:
         raise ValueError(f"DoomWorld has no split {split!r}; it has {', '.join(SPLITS)}.")
     kinds, wordings = kinds or {"narrate": 1.0}, wordings or {"plain": 1.0}
-    _check_weights("kinds", kinds, KINDS)
-    _check_weights("wordings", wordings, WORDINGS)
+    check_weights("kinds", kinds, KINDS)
+    check_weights("wordings", wordings, WORDINGS)
     if not 2 <= seconds[0] <= seconds[1]:
         raise ValueError(f"clips last at least 2 seconds, and the shortest comes first, got {seconds}.")
     if fps not in RATES:
@@ -69,7 +69,8 @@ def doomworld_dataset(
     return Dataset.from_dict({"seed": range(first, first + num_clips)}).with_transform(maker)
 
 
-def _check_weights(name: str, weights: dict[str, float], known: Any) -> None:
+def check_weights(name: str, weights: dict[str, float], known: Any) -> None:
+    """Raise `ValueError` if a name is unknown, a weight is negative, or all are 0."""
     if set(weights) - set(known) or min(weights.values()) < 0 or sum(weights.values()) <= 0:
         raise ValueError(f"`{name}` gives weights of at least 0 to some of {', '.join(known)}, got {weights}.")
 
@@ -96,7 +97,7 @@ class _RowMaker:
     def make(self, seed: int) -> dict[str, Any]:
         """Make one row."""
         rng = np.random.default_rng((seed, 4))
-        kind, wording = _draw(rng, self.kinds), _draw(rng, self.wordings)
+        kind, wording = draw(rng, self.kinds), draw(rng, self.wordings)
         if kind == "describe":
             clip = record_slides(self.split, seed, size=self.size, **self.how)
             messages = describe(clip)
@@ -111,6 +112,7 @@ class _RowMaker:
         return {"messages": messages, "video": clip.pictures, "kind": kind, "seed": seed, "covered": covered}
 
 
-def _draw(rng: np.random.Generator, weights: dict[str, float]) -> str:
+def draw(rng: np.random.Generator, weights: dict[str, float]) -> str:
+    """Return one of the names at random, by their weights."""
     chances = np.array(list(weights.values())) / sum(weights.values())
     return list(weights)[int(rng.choice(len(chances), p=chances))]

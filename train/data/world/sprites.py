@@ -8,12 +8,13 @@ python train/data/world/sprites.py sheet.png      # every thing in every color
 ```
 """
 
-import argparse
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from videollm_mod.space.command_line import CommandLineParser
 
 
 COLORS = {
@@ -324,7 +325,7 @@ class Ground:
 
 def main() -> None:
     """Draw every thing in every color."""
-    parser = argparse.ArgumentParser(description="Draw every thing of StreamWorld in every color.")
+    parser = CommandLineParser(description="Draw every thing of StreamWorld in every color.")
     parser.add_argument("out", type=Path, help="picture to write")
     parser.add_argument("--size", type=int, default=56, help="width and height of a thing in pixels")
     options = parser.parse_args()
