@@ -20,12 +20,13 @@ class CommandLineParser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if args is None else args)
         # What follows a bare `--` is no option.
         end = given.index("--") if "--" in given else len(given)
-        return super().parse_known_args([*map(self._as_declared, given[:end]), *given[end:]], namespace)
+        names = {_dashed(name): name for action in self._actions for name in action.option_strings}
+        for place, argument in enumerate(given[:end]):
+            name, equals, value = argument.partition("=")
+            given[place] = names.get(_dashed(name), name) + equals + value
+        return super().parse_known_args(given, namespace)
 
-    def _as_declared(self, argument: str) -> str:
-        name, equals, value = argument.partition("=")
-        words = name.removeprefix("--")
-        for declared in (name, "--" + words.replace("_", "-"), "--" + words.replace("-", "_")):
-            if name.startswith("--") and declared in self._option_string_actions:
-                return declared + equals + value
-        return argument
+
+def _dashed(name: str) -> str:
+    """Return the name of an option with dashes between its words."""
+    return name[:2] + name[2:].replace("_", "-")

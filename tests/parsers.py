@@ -66,7 +66,7 @@ def unknown_spellings(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         action.required = False
     parser.error = fail
-    for action in [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]:
+    for action in [action for action in parser._actions if action.dest != "help"]:
         names = {name for option in action.option_strings if option.startswith("--") for name in spellings(option)}
         for name in sorted(names):
             values = [str(next(iter(action.choices or ["1"])))] * (

@@ -43,6 +43,7 @@ CHECKED = {
 }
 # Each name, the modules that have it, and why there is no public way.
 USED = {
+    "_actions": ("argparse", "Which options a parser has. The parser of TRL asks in the same way."),
     "_attn_implementation": ("transformers.configuration_utils", "Model files of Transformers read it, as ours do."),
     "_connection": ("openai.resources.realtime.realtime", "Tests cut a connection."),
     "_cuda_clearCublasWorkspaces": ("torch._inductor.cudagraph_trees", "CUDA graphs with workspaces of their own."),
