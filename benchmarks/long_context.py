@@ -92,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--full", help="a checkpoint trained at full compute; default: the same, every keep ratio 1")
     parser.add_argument("--dataset", default="streamworld", help="a generated data set")
     parser.add_argument("--world", help="what clips may show; default: the data set's")
+    parser.add_argument("--vocabulary", help="what things of DoomWorld are called; default: the data set's")
     parser.add_argument("--seconds", type=float, default=500.0, help="length of the clips")
     parser.add_argument("--clips", type=int, default=8, help="test clips")
     parser.add_argument("--fps", type=float, default=2.0, help="frames per second that the model sees")
@@ -113,8 +114,10 @@ def long_rows(options: argparse.Namespace, processor: Any) -> list[dict[str, Any
     kind, length = find_source(options.dataset), f"{options.seconds:g},{options.seconds:g}"
     given = {"world": options.world, "kinds": "narrate=1", "frame_size": processor.video_processor.size["height"]}
     given |= {"seconds": length, "questions_per_minute": options.questions}
+    # DoomWorld has a frame rate of its own, and tells what every frame shows.
+    given |= {"vocabulary": options.vocabulary, "frame_rate": int(options.fps)}
     known = {name: value for name, value in given.items() if name in option_names(kind) and value is not None}
-    return list(load_split(kind(options.dataset, **known), "test", options.clips))
+    return list(load_split(kind(options.dataset, **known), "test", options.clips, fps=options.fps))
 
 
 def variants(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], dict[str, int | None]]]:

@@ -85,6 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--over", nargs="+", default=[], help="earlier checkpoints of the same training run")
     parser.add_argument("--dataset", default="streamworld", help="a generated data set that knows covered patches")
     parser.add_argument("--world", help="what clips may show; default: the data set's")
+    parser.add_argument("--vocabulary", help="what things of DoomWorld are called; default: the data set's")
     parser.add_argument("--clips", type=int, default=64, help="test clips")
     parser.add_argument("--fps", type=float, default=2.0, help="frames per second that the model sees")
     parser.add_argument("--objectness", type=Path, help="folder with the encoder's patch_labels.safetensors")
@@ -114,8 +115,10 @@ def held_out_rows(options: argparse.Namespace, processor: Any) -> list[dict[str,
     """
     kind, size = find_source(options.dataset), processor.video_processor.size["height"]
     given = {"world": options.world, "kinds": "narrate=1", "frame_size": size}
+    # DoomWorld has a frame rate of its own, and tells what every frame shows.
+    given |= {"vocabulary": options.vocabulary, "frame_rate": int(options.fps)}
     known = {name: value for name, value in given.items() if name in option_names(kind) and value is not None}
-    rows = list(load_split(kind(options.dataset, **known), "test", options.clips))
+    rows = list(load_split(kind(options.dataset, **known), "test", options.clips, fps=options.fps))
     if "covered" not in rows[0]:
         raise ValueError(f"Rows of {options.dataset} have no `covered`, the patches that things cover.")
     return rows

@@ -210,6 +210,24 @@ def test_the_evaluation_script_reads_its_options_by_their_python_names(monkeypat
     assert arguments.options() == options
 
 
+def test_the_model_sees_all_frames_of_generated_clips(monkeypatch):
+    """At another rate, replies would be learned and measured at frames that do not show the events."""
+    for given, rate in (
+        (["--dataset", "streamworld"], 2.0),
+        (["--dataset", "doomworld"], 4.0),
+        (["--dataset", "doomworld", "--frame_rate", "2"], 2.0),
+        (["--dataset", "talk.jsonl"], 2.0),
+        (["--dataset", "talk.jsonl", "--fps", "4"], 4.0),
+        (["--dataset", "streamworld", "--fps=1"], 1.0),
+    ):
+        monkeypatch.setattr(sys, "argv", ["sft.py", *given])
+        assert parse(ScriptArguments, DataSource)[0].fps == rate, given
+        monkeypatch.setattr(sys, "argv", ["evaluation.py", *given, "--checkpoint", str(ROOT)])
+        assert parse(DataSource, EvaluationArguments)[1].fps == rate, given
+    with pytest.raises(SystemExit, match="streamworld: its clips have 2 frames per second, and --fps is 1: leave"):
+        sft.main(ScriptArguments(fps=1.0), StreamWorld("streamworld"), None, None)
+
+
 def test_a_new_source_is_one_line_in_the_registry(monkeypatch, capsys):
     """The script loads its rows with its own option."""
 

@@ -51,9 +51,20 @@ def parse(*types: type, **defaults: Any) -> tuple[Any, ...]:
         # The data set has to be known before the options are, so none may be abbreviated.
         parser = TrlParser(types, allow_abbrev=False)
         parser.set_defaults_with_config(**defaults)
-        return parser.parse_args_and_config()
+        parsed = parser.parse_args_and_config()
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
+    if "fps" not in given:
+        _take_frame_rate(parsed)
+    return parsed
+
+
+def _take_frame_rate(parsed: tuple[Any, ...]) -> None:
+    """Give `fps` of all arguments the frame rate of the source, if it makes its clips."""
+    rate = next((each.frame_rate for each in parsed if isinstance(each, DataSource)), None)
+    for each in parsed if rate is not None else ():
+        if any(option.name == "fps" for option in fields(each)):
+            each.fps = float(rate)
 
 
 @contextmanager
@@ -108,7 +119,8 @@ class RowArguments:
         train_split (`str`, *optional*, defaults to `"train"`): Split to use.
         num_clips (`int`, *optional*, defaults to 1000): Number of generated clips.
         first_clip (`int`, *optional*, defaults to 0): Index of the first generated clip.
-        fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees. StreamWorld has 2.
+        fps (`float`, *optional*): Frames per second that the model sees. Generated clips have one rate, which is the
+            default and the only value. Otherwise defaults to 2.0.
         validate_only (`str`, *optional*): Check the data, report faults, and stop. `"quick"`, the value of the bare
             option, decodes a frame of each row, and `"full"` decodes all.
         skip_faulty (`bool`, *optional*, defaults to `False`): Leave out faulty rows, and list them at the end. If a
@@ -118,7 +130,9 @@ class RowArguments:
     train_split: str = field(default="train", metadata={"help": "Split to use."})
     num_clips: int = field(default=1000, metadata={"help": "Number of generated clips."})
     first_clip: int = field(default=0, metadata={"help": "Index of the first generated clip."})
-    fps: float = field(default=2.0, metadata={"help": "Frames per second that the model sees."})
+    fps: float = field(
+        default=2.0, metadata={"help": "Frames per second that the model sees. Generated clips have one rate."}
+    )
     validate_only: str | None = field(
         default=None,
         metadata={"help": "Check the data and stop; full decodes all frames.", "nargs": "?", "const": "quick"},

@@ -78,7 +78,8 @@ class EvaluationArguments:
         checkpoint (`str`): The model: a folder or a Hub id.
         split (`str`, *optional*, defaults to `"test"`): Split to evaluate on.
         num_clips (`int`, *optional*, defaults to 200): Number of clips, if they are generated.
-        fps (`float`, *optional*, defaults to 2.0): Frames per second that the model sees.
+        fps (`float`, *optional*): Frames per second that the model sees. Generated clips have one rate, which is the
+            default and the only value. Otherwise defaults to 2.0.
         tolerance (`float`, *optional*, defaults to 0.5): Seconds by which a narrated event may be early or late.
         delay_window (`float`, *optional*, defaults to 5.0): Seconds by which it may be off and still count for the
             mean delay.
@@ -106,7 +107,9 @@ class EvaluationArguments:
     checkpoint: str = field(metadata={"help": "The model: a folder or a Hub id."})
     split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     num_clips: int = field(default=200, metadata={"help": "Number of clips, if they are generated."})
-    fps: float = field(default=2.0, metadata={"help": "Frames per second that the model sees."})
+    fps: float = field(
+        default=2.0, metadata={"help": "Frames per second that the model sees. Generated clips have one rate."}
+    )
     tolerance: float = field(default=0.5, metadata={"help": "Seconds by which an event may be early or late."})
     delay_window: float = field(default=5.0, metadata={"help": "The same, to count for the mean delay."})
     batch_size: int = field(default=8, metadata={"help": "Number of clips to stream at the same time."})

@@ -60,7 +60,7 @@ def measure(size: Size, checkpoints: dict[str, Path]) -> dict[str, dict[str, dic
             source = find_source(options["dataset"])(**options)
             title = source.title("test")
             # Rows are made when they are read, and they are read several times.
-            rows = list(load_split(source, "test", count))
+            rows = list(load_split(source, "test", count, fps=FPS))
             # Untrained replies to a long clip take long, and tell nothing more.
             shown = {name: each for name, each in checkpoints.items() if kind == "test" or name != "before"}
             found[title] = {name: _measure(name, checkpoint, rows) for name, checkpoint in shown.items()}

@@ -9,7 +9,7 @@ and its times are exact. A clip follows from its split, its seed and its length.
 ```bash
 pip install "videollm-mod[doom]"
 python train/data/doomworld.py out --split validation --num_clips 20     # mp4 files and timed messages
-python train/sft.py --dataset doomworld --fps 4 --kinds narrate=2,ask=1 ...    # or train without writing it
+python train/sft.py --dataset doomworld --kinds narrate=2,ask=1 ...    # or train without writing it
 ```
 """
 
@@ -43,7 +43,7 @@ class DoomWorld(DataSource):
             `"plain=2,brief=1,player=1"`.
         frame_size (`int`, *optional*, defaults to 128): Width and height of the pictures.
         seconds (`str`, *optional*, defaults to `"8,15"`): Shortest and longest clip in seconds.
-        frame_rate (`int`, *optional*, defaults to 4): Frames per second of the clips, 4 or 2. Give `--fps` the same.
+        frame_rate (`int`, *optional*, defaults to 4): Frames per second of the clips, 4 or 2, and of the model.
         vocabulary (`str`, *optional*, defaults to `"full"`): What things are called. "small" tells of monsters and
             items, and not which, nor how far away.
     """
@@ -59,7 +59,7 @@ class DoomWorld(DataSource):
     frame_size: int = field(default=128, metadata={"help": "Width and height of the pictures."})
     seconds: str = field(default="8,15", metadata={"help": "Shortest and longest clip in seconds, for example 20,60."})
     frame_rate: int = field(
-        default=4, metadata={"help": "Frames per second of the clips. Give --fps the same.", "choices": list(RATES)}
+        default=4, metadata={"help": "Frames per second of the clips, and of the model.", "choices": list(RATES)}
     )
     vocabulary: str = field(
         default="full",

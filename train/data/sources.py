@@ -37,6 +37,8 @@ class DataSource:
 
     # Seconds of the longest row, if the source makes its rows and knows it. Others are measured.
     longest_row: ClassVar[float | None] = None
+    # Frames per second of the arrays in `video`. Files have none: they are read at any rate.
+    frame_rate: ClassVar[float | None] = None
 
     def longest_row_of(self, split: str) -> float | None:  # noqa: ARG002
         """Return the seconds of the longest row of a split, if the source knows it: by default, `longest_row`."""
@@ -132,10 +134,15 @@ def load_split(
         left_out ([`RowRecord`], *optional*): Where to record faulty rows, which are then left out.
 
     Raises:
-        `SystemExit`: With a message, if an option or the data is wrong, or if no row is left.
+        `SystemExit`: With a message, if an option or the data is wrong, if the source makes frames at another rate, or
+            if no row is left.
     """
     try:
         rows = source.load(split, num_clips=num_clips, first_clip=first_clip)
+        if source.frame_rate is not None and source.frame_rate != fps:
+            raise ValueError(
+                f"its clips have {source.frame_rate:g} frames per second, and --fps is {fps:g}: leave --fps out."
+            )
         faults = list(source.find_faults(rows, fps=fps, full=full))
         if faults and left_out is None:
             raise ValueError(describe_faults(faults))

@@ -13,6 +13,7 @@ python train/sft.py --dataset streamworld --world tiny --kinds narrate=2,ask=1 .
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from datasets import Dataset
 
@@ -57,6 +58,8 @@ class StreamWorld(DataSource):
     questions_per_minute: float | None = field(
         default=None, metadata={"help": "How often the user asks. Default: up to four questions a row."}
     )
+
+    frame_rate: ClassVar[float] = 1 / STEP
 
     def __post_init__(self) -> None:
         self.limits = None if self.seconds is None else parse_seconds(self.seconds)
