@@ -4,6 +4,7 @@
 
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,20 @@ from tiny import tiny_model
 from transformers import TrainerState
 
 from videollm_mod.routers_videollm_mod import ROUTERS
-from videollm_mod.train import encode, sft
+from videollm_mod.train import encode, pretrain_vision, sft
 from videollm_mod.train.arguments import ModelArguments, RowArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.data import sources
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.data.timed_messages import TimedMessages
 from videollm_mod.train.evaluation import EvaluationArguments
-from videollm_mod.train.new_model import choose_parts
+from videollm_mod.train.new_model import choose_parts, load_model, plan_model
 from videollm_mod.train.pretrain_vision import VisionArguments, VisionTrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "train" / "configs"
+SMALL = str(CONFIGS / "streamworld_model.json")
 LAUNCH_CONFIGS = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 LAUNCH_CONFIGS |= dict.fromkeys(ZERO_STAGES, "DEEPSPEED")
@@ -55,6 +57,28 @@ def test_defaults_are_those_of_live(tmp_path):
 def test_every_router_type_can_be_chosen():
     assert ModelArguments(checkpoint=".", mod_router="uniform").config_fields() == {"mod_router": "uniform"}
     assert all(name in ModelArguments.__dataclass_fields__["mod_router"].metadata["help"] for name in ROUTERS)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"model_config": "nowhere.json"}, "--model_config nowhere.json: .*No such file"),
+        ({"model_config": str(ROOT / "config.json")}, "config.json: it has no `model`: train/configs has files of"),
+        ({"model_config": SMALL, "mod_router": "foo"}, "streamworld_model.json: `mod_router` is 'foo'; known names"),
+        ({"model_config": SMALL, "mod_gate": "foo"}, "streamworld_model.json: `mod_gate` is 'foo'; known names"),
+        ({"checkpoint": str(ROOT), "mod_gate": "foo"}, "--checkpoint .*: `mod_gate` is 'foo'; known names"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused_in_one_line(given, reason, tmp_path):
+    loads = [plan_model, partial(load_model, seed=0)]
+    loads = [partial(load, ModelArguments(**given)) for load in loads]
+    if len(given) == 1:
+        arguments = VisionArguments(**given), VisionTrainingArguments(output_dir=str(tmp_path))
+        loads.append(partial(pretrain_vision.main, *arguments))
+    for load in loads:
+        with pytest.raises(SystemExit, match=f"^error: .*{reason}") as refused:
+            load()
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("language_model", ["lora", "full", "frozen"])

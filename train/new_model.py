@@ -6,11 +6,13 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     MODEL_MAPPING,
@@ -34,7 +36,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
-from videollm_mod.space.checkpoint_faults import load_weights
+from videollm_mod.space.checkpoint_faults import in_one_line, load_weights
 from videollm_mod.space.loading import check_finite
 
 
@@ -49,14 +51,34 @@ logger = logging.get_logger(__name__)
 _PATTERN = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
 
 
+@contextmanager
+def faults_of(given: str) -> Iterator[None]:
+    """End the program in one line if what was given is wrong, for example "--checkpoint folder"."""
+    try:
+        yield
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise SystemExit(f"error: {given}: {in_one_line(error)}") from None
+
+
 def plan_model(arguments: "ModelArguments") -> tuple[VideoLLMMoDConfig, Any]:
-    """Return the configuration and the processor of the model to train. No weights are loaded."""
+    """
+    Return the configuration and the processor of the model to train. No weights are loaded.
+
+    Raises:
+        `SystemExit`: With one line, if the model or an option is wrong.
+    """
     _check_choice(arguments)
+    with faults_of(_given(arguments)):
+        return _plan_model(arguments)
+
+
+def _plan_model(arguments: "ModelArguments") -> tuple[VideoLLMMoDConfig, Any]:
     options = arguments.config_fields()
     if arguments.model_config is not None:
         return _plan_new_model(arguments.model_config, **options)
     if arguments.checkpoint is not None:
         config = VideoLLMMoDConfig.from_pretrained(arguments.checkpoint, **options)
+        config.validate()  # Transformers does so before it sets the options.
         return config, AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
     vision_config = _load_vision_config(arguments.vision_model)
     return _join_configs(
@@ -76,45 +98,55 @@ def _check_choice(arguments: "ModelArguments") -> None:
         raise SystemExit("Give exactly one of --checkpoint, --model_config, and --vision_model with --language_model.")
 
 
+def _given(arguments: "ModelArguments") -> str:
+    """Return the options that name the model, as the command line has them."""
+    names = ("checkpoint", "model_config", "vision_model", "language_model")
+    return " ".join(f"--{name} {given}" for name in names if (given := getattr(arguments, name)) is not None)
+
+
 def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
-    """Return the model to train and its processor."""
+    """
+    Return the model to train and its processor.
+
+    Raises:
+        `SystemExit`: With one line, if the model or an option is wrong.
+    """
     _check_choice(arguments)
     if arguments.load_in_4bit and arguments.checkpoint is None:
         raise SystemExit(
             "--load_in_4bit needs a --checkpoint: save the new model first, with --max_steps 0 in place of "
             "--load_in_4bit."
         )
-    options: dict[str, Any] = arguments.config_fields()
-    if arguments.model_config is not None:
-        model, processor = new_model(arguments.model_config, seed=seed, **options)
-    elif arguments.checkpoint is None:
-        parts, options = (arguments.vision_model, arguments.language_model), options | arguments.grid()
-        try:
-            model, processor = model_from_parts(*parts, seed=seed, dtype=arguments.dtype, **options)
-        except ValueError as error:
-            raise SystemExit(f"error: {error}") from None
-    else:
-        if arguments.load_in_4bit:
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype="bfloat16",
-                llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_encoder"],
-            )
-        try:
-            kind = VideoLLMMoDForConditionalGeneration
-            model = load_weights(kind, arguments.checkpoint, dtype=arguments.dtype, **options)
-            processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
-            check_finite(model)
-            for name in arguments.config_fields():  # Transformers passes them on to the generation configuration.
-                vars(model.generation_config).pop(name, None)
-        except ValueError as error:
-            raise SystemExit(f"error: --checkpoint {arguments.checkpoint}: {error}") from None
+    with faults_of(_given(arguments)):
+        model, processor = _load_model(arguments, seed)
     if arguments.attn_implementation is not None:
         try:
             model.set_attn_implementation(arguments.attn_implementation)
         except (ValueError, ImportError) as error:
             raise SystemExit(f"error: --attn_implementation {arguments.attn_implementation}: {error}") from None
+    return model, processor
+
+
+def _load_model(arguments: "ModelArguments", seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
+    options: dict[str, Any] = arguments.config_fields()
+    if arguments.model_config is not None:
+        return new_model(arguments.model_config, seed=seed, **options)
+    if arguments.checkpoint is None:
+        parts, options = (arguments.vision_model, arguments.language_model), options | arguments.grid()
+        return model_from_parts(*parts, seed=seed, dtype=arguments.dtype, **options)
+    if arguments.load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype="bfloat16",
+            llm_int8_skip_modules=["lm_head", "model.connector", "model.vision_encoder"],
+        )
+    kind = VideoLLMMoDForConditionalGeneration
+    model = load_weights(kind, arguments.checkpoint, dtype=arguments.dtype, **options)
+    processor = AutoProcessor.from_pretrained(arguments.checkpoint, trust_remote_code=True)
+    check_finite(model)
+    for name in arguments.config_fields():  # Transformers passes them on to the generation configuration.
+        vars(model.generation_config).pop(name, None)
     return model, processor
 
 
@@ -170,6 +202,9 @@ def new_model(
             vocabulary; `system_prompt`; and `vocab_size`, the maximum size of its vocabulary.
         seed (`int`, *optional*, defaults to 0): Seed of the weights.
         changes: Fields of [`VideoLLMMoDConfig`] to override.
+
+    Raises:
+        `ValueError`, `OSError` or `StrictDataclassError`: If the file cannot be read, or has wrong fields.
     """
     config, processor = _plan_new_model(config_file, **changes)
     tokenizer = processor.tokenizer
@@ -183,6 +218,8 @@ def new_model(
 def _plan_new_model(config_file: str | Path, **changes: Any) -> tuple[VideoLLMMoDConfig, VideoLLMMoDProcessor]:
     """Return the configuration and the processor of [`new_model`]."""
     settings = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    if missing := [name for name in ("model", "system_prompt", "vocab_size") if name not in settings]:
+        raise ValueError(f"it has no `{missing[0]}`: train/configs has files of new models.")
     fields = settings["model"] | changes
     image_size = fields["vision_config"]["image_size"]
     fields.setdefault("frame_token_pooled", None)

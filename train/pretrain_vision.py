@@ -43,7 +43,7 @@ from videollm_mod.train.data.world.clip import SPLITS, WORLDS, Actor, Clip, Worl
 from videollm_mod.train.data.world.clutter import make_clutter
 from videollm_mod.train.data.world.masks import Patches
 from videollm_mod.train.data.world.sprites import COLORS
-from videollm_mod.train.new_model import new_model
+from videollm_mod.train.new_model import faults_of, new_model
 from videollm_mod.train.objectness import FILE, PatchLabels, load_patch_labels
 
 
@@ -382,7 +382,8 @@ class VisionTrainer(WholeCheckpoints, Trainer):
 def main(arguments: VisionArguments, training: VisionTrainingArguments) -> None:
     """Train the encoder, and write the checkpoint and the labels' head."""
     training.label_names = ["things", "colors", "places"]
-    model, processor = new_model(arguments.model_config, seed=training.seed)
+    with faults_of(f"--model_config {arguments.model_config}"):
+        model, processor = new_model(arguments.model_config, seed=training.seed)
     sources = [LABELS[name]() for name in arguments.worlds]
     things = tuple(dict.fromkeys(name for source in sources for name in source.things))
     colors = tuple(dict.fromkeys(name for source in sources for name in source.colors))
