@@ -55,7 +55,14 @@ def test_defaults_are_those_of_live(tmp_path):
 
 
 def test_every_router_type_can_be_chosen():
-    assert ModelArguments(checkpoint=".", mod_router="uniform").config_fields() == {"mod_router": "uniform"}
+    for name, router in ROUTERS.items():
+        arguments = ModelArguments(checkpoint=str(ROOT), mod_router=name)
+        # The embedded checkpoint has a router loss, which only routers with weights can learn from.
+        expected = {"mod_router": name} | ({} if router.learns else {"mod_router_loss": None})
+        assert arguments.config_fields() == expected
+        assert plan_model(arguments)[0].mod_router_loss == ("gradient" if router.learns else None)
+    without = ModelArguments(checkpoint=str(ROOT), mod_router_loss="none")
+    assert plan_model(without)[0].mod_router_loss is None
     assert all(name in ModelArguments.__dataclass_fields__["mod_router"].metadata["help"] for name in ROUTERS)
 
 
@@ -66,6 +73,10 @@ def test_every_router_type_can_be_chosen():
         ({"model_config": str(ROOT / "config.json")}, "config.json: it has no `model`: train/configs has files of"),
         ({"model_config": SMALL, "mod_router": "foo"}, "streamworld_model.json: `mod_router` is 'foo'; known names"),
         ({"model_config": SMALL, "mod_gate": "foo"}, "streamworld_model.json: `mod_gate` is 'foo'; known names"),
+        (
+            {"checkpoint": str(ROOT), "mod_router": "random", "mod_router_loss": "gradient"},
+            "give --mod_router_loss none",
+        ),
         ({"checkpoint": str(ROOT), "mod_gate": "foo"}, "--checkpoint .*: `mod_gate` is 'foo'; known names"),
     ],
 )

@@ -264,7 +264,8 @@ class ModelArguments:
         mod_keep_ratio (`float`, *optional*): Share of each frame's tokens that routed layers keep.
         mod_router (`str`, *optional*): Router type: "learned", "change", "uniform", "random", or a registered type.
         mod_gate (`str`, *optional*): Gate of the routers.
-        mod_router_loss (`str`, *optional*): "gradient" also trains routers to keep what the loss is sensitive to.
+        mod_router_loss (`str`, *optional*): "gradient" also trains routers to keep what the loss is sensitive to, and
+            "none" does not. The default is the checkpoint's, and "none" for a `mod_router` that does not learn.
         mod_router_loss_weight (`float`, *optional*): Weight of that loss.
         frame_token_pooled (`list[int]`, *optional*): Grid of pooled tokens per frame in a new model.
         stream_loss_weight (`float`, *optional*): Weight of the loss at frame tokens.
@@ -294,7 +295,7 @@ class ModelArguments:
     mod_router: str | None = field(default=None, metadata={"help": f"Router type: {', '.join(ROUTERS)}."})
     mod_gate: str | None = field(default=None, metadata={"help": f"Gate of the routers: {', '.join(GATES)}."})
     mod_router_loss: str | None = field(
-        default=None, metadata={"help": "Loss of the routers, which needs no labels.", "choices": ["gradient"]}
+        default=None, metadata={"help": "Loss of the routers, which needs no labels.", "choices": ["gradient", "none"]}
     )
     mod_router_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the routers' loss."})
     frame_token_pooled: list[int] | None = field(
@@ -343,6 +344,9 @@ class ModelArguments:
         names = ("mod_layers", "mod_keep_ratio", "mod_router", "mod_gate", "stream_loss_weight")
         names += ("mod_router_loss", "mod_router_loss_weight")
         fields = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        router = ROUTERS.get(self.mod_router)
+        if self.mod_router_loss == "none" or (self.mod_router_loss is None and router and not router.learns):
+            fields["mod_router_loss"] = None
         return fields | ({"mod_layers": layers_of(self.mod_layers)} if self.mod_layers is not None else {})
 
 

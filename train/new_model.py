@@ -36,6 +36,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     VideoLLMMoDVideoProcessor,
 )
+from videollm_mod.routers_videollm_mod import ROUTERS
 from videollm_mod.space.checkpoint_faults import in_one_line, load_weights
 from videollm_mod.space.loading import check_finite
 
@@ -69,7 +70,9 @@ def plan_model(arguments: "ModelArguments") -> tuple[VideoLLMMoDConfig, Any]:
     """
     _check_choice(arguments)
     with faults_of(_given(arguments)):
-        return _plan_model(arguments)
+        config, processor = _plan_model(arguments)
+        _check_router_loss(config)
+    return config, processor
 
 
 def _plan_model(arguments: "ModelArguments") -> tuple[VideoLLMMoDConfig, Any]:
@@ -104,6 +107,14 @@ def _given(arguments: "ModelArguments") -> str:
     return " ".join(f"--{name} {given}" for name in names if (given := getattr(arguments, name)) is not None)
 
 
+def _check_router_loss(config: VideoLLMMoDConfig) -> None:
+    if config.router_layers and config.mod_router_loss is not None and not ROUTERS[config.mod_router].learns:
+        raise ValueError(
+            f"--mod_router_loss {config.mod_router_loss} trains routers that learn, and --mod_router "
+            f"{config.mod_router} does not: give --mod_router_loss none."
+        )
+
+
 def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
     """
     Return the model to train and its processor.
@@ -119,6 +130,7 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
         )
     with faults_of(_given(arguments)):
         model, processor = _load_model(arguments, seed)
+        _check_router_loss(model.config)
     if arguments.attn_implementation is not None:
         try:
             model.set_attn_implementation(arguments.attn_implementation)
