@@ -206,3 +206,26 @@ def test_rows_that_cannot_be_encoded_are_named_or_left_out(rows, tmp_path, capsy
     assert shown.out == f"wrote {tmp_path / 'new' / 'train.jsonl'}: 1 row\n"
     assert (tmp_path / "new" / "about.json").exists(), "what was prepared stays known"
     assert "left out 2 of 3 rows:\n" in shown.err and "train.jsonl', line 1: a row is an object" in shown.err
+
+
+@pytest.mark.usefixtures("rows")
+def test_rows_that_have_features_already_are_named_or_left_out_before_a_model_is_loaded(tmp_path, capsys):
+    data, folder = tmp_path / "data" / "train.jsonl", tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    arguments = EncodeArguments(checkpoint=str(folder), output_dir=str(tmp_path / "out"))
+    encode.main(RowArguments(), TimedMessages(str(tmp_path / "data")), arguments)
+    again = EncodeArguments(checkpoint=str(folder), output_dir=str(tmp_path / "again"))
+    with patch.object(encode, "load_checkpoint", None):
+        for script in (RowArguments(), RowArguments(skip_faulty=True)):
+            with pytest.raises(SystemExit, match="train.jsonl', line 1 has features already, as 2 of 2 rows have: gi"):
+                encode.main(script, TimedMessages(str(tmp_path / "out")), again)
+    encoded = (tmp_path / "out" / "train.jsonl").read_text().splitlines()[1]
+    data.write_text(data.read_text() + encoded.replace('": "', '": "../out/', 1) + "\n")
+    source = TimedMessages(str(tmp_path / "data"), video_root=[str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="line 3 has features already, as 1 of 3 rows have"):
+        encode.main(RowArguments(), source, again)
+    encode.main(RowArguments(skip_faulty=True), source, again)
+    shown = capsys.readouterr()
+    assert shown.out.endswith(f"wrote {tmp_path / 'again' / 'train.jsonl'}: 2 rows\n")
+    assert "left out 1 of 3 rows:\n" in shown.err and "line 3: it has features already." in shown.err

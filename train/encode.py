@@ -36,7 +36,16 @@ from videollm_mod.checks_videollm_mod import check_count, check_number
 from videollm_mod.outputs import replacing, write_text
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.train.arguments import RowArguments, naming_options, run
-from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, counted, naming, read_clip, row_record
+from videollm_mod.train.data.faults import (
+    WHERE,
+    FaultyRowError,
+    RowRecord,
+    counted,
+    name_row,
+    naming,
+    read_clip,
+    row_record,
+)
 from videollm_mod.train.data.shards import describing
 from videollm_mod.train.data.sources import DataSource, load_split
 from videollm_mod.train.loading import load_checkpoint, patient_accelerator
@@ -200,6 +209,25 @@ def _name(row: dict[str, Any], fps: float, encoder: str) -> str:
     return f"{hashlib.sha256(stretch.encode()).hexdigest()[:20]}.safetensors"
 
 
+def _with_video(rows: Dataset, dataset: str, left_out: RowRecord | None) -> Dataset:
+    """
+    Return the rows that have a video, and record those that have features already.
+
+    Raises:
+        `SystemExit`: If there are such rows and `left_out` is not given, or if all rows are such.
+    """
+    given = (rows[index] for index in range(len(rows)))
+    encoded = {index: name_row(row) for index, row in enumerate(given) if row.get("video") is None}
+    if encoded and (left_out is None or len(encoded) == len(rows)):
+        raise SystemExit(
+            f"--dataset {dataset}: {next(iter(encoded.values()))} has features already, as {len(encoded)} of "
+            f"{counted(len(rows), 'row')} have: give the data set that names the videos."
+        )
+    for name in encoded.values():
+        left_out.leave_out(f"{name}: it has features already.")
+    return rows.select([index for index in range(len(rows)) if index not in encoded])
+
+
 def main(script: RowArguments, source: DataSource, arguments: EncodeArguments) -> None:
     """Encode a split."""
     with row_record() as record:
@@ -209,6 +237,8 @@ def main(script: RowArguments, source: DataSource, arguments: EncodeArguments) -
 def encode_split(script: RowArguments, source: DataSource, arguments: EncodeArguments, record: RowRecord) -> None:
     """Encode a split, and record the rows that are left out."""
     rows = load_split(source, script.train_split, script.num_clips, script.first_clip, **script.checks(record))
+    if source.frame_rate is None:  # Generated clips are videos, and take long to make.
+        rows = _with_video(rows, source.dataset, record if script.skip_faulty else None)
     if script.validate_only:
         print(f"{source.dataset}: {counted(len(rows), 'row')} to encode, {record.count_faults()}")
         return
