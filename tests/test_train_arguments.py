@@ -31,6 +31,7 @@ from videollm_mod.train.pretrain_vision import VisionArguments, VisionTrainingAr
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "train" / "configs"
+UNLIMITED = ["--max_minutes", "5", "--lr_scheduler_type", "constant"]
 SMALL = str(CONFIGS / "streamworld_model.json")
 LAUNCH_CONFIGS = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -342,6 +343,12 @@ def test_how_much_to_check_is_optional(tmp_path, monkeypatch, given, expected):
         (StreamingSFTConfig, ["--router_learning_rate", "-1"], "--router_learning_rate must be a finite number, at"),
         (StreamingSFTConfig, ["--padding_free", "true"], "--padding_free does not work, .* use --packing true"),
         (StreamingSFTConfig, ["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy group_by_l"),
+        (
+            StreamingSFTConfig,
+            UNLIMITED,
+            "--max_minutes with --lr_scheduler_type constant: A time limit needs a learning",
+        ),
+        (VisionTrainingArguments, UNLIMITED, "--max_minutes with --lr_scheduler_type constant: A time limit needs a"),
         (VisionTrainingArguments, ["--max_minutes", "0"], "--max_minutes must be a positive number, got 0"),
         (encode.EncodeArguments, ["--max_minutes", "-1"], "--max_minutes must be a finite number, at least 0"),
         (EvaluationArguments, ["--num_clips", "0"], "--num_clips must be a whole number, at least 1, got 0"),

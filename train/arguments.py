@@ -22,6 +22,7 @@ from videollm_mod.checks_videollm_mod import check_count, check_fps, check_numbe
 from videollm_mod.outputs import FullDiskError
 from videollm_mod.routers_videollm_mod import GATES, ROUTERS
 from videollm_mod.space.checkpoint_names import check_checkpoint
+from videollm_mod.train.callbacks import check_schedule
 from videollm_mod.train.data.faults import RowRecord
 from videollm_mod.train.data.sources import SOURCES, DataSource, find_source, option_names
 from videollm_mod.train.data.windows import MAX_FRAMES, Windows
@@ -449,7 +450,7 @@ class StreamingSFTConfig(Resumable, SFTConfig):
 
     Args:
         max_minutes (`float`, *optional*): Time for training. If it is too short for all steps, training has fewer
-            steps, and the learning rate schedule is shortened to fit.
+            steps, and the learning rate schedule is shortened to fit. It must depend on the number of steps.
         max_length (`int`, *optional*): Most tokens of a window (see [`ScriptArguments`]). Defaults to the model's
             context, and may not exceed it.
         router_learning_rate (`float`, *optional*): Initial learning rate of the routers. Defaults to `learning_rate`.
@@ -484,6 +485,8 @@ class StreamingSFTConfig(Resumable, SFTConfig):
         # The collator tokenizes.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
+        if self.max_minutes is not None:
+            check_schedule(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the Hub token, because the trainer saves and publishes its arguments."""

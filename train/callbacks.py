@@ -6,9 +6,10 @@ import time as clock
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments, get_scheduler
 
 
 class Announcement(TrainerCallback):
@@ -57,12 +58,7 @@ class TimeLimit(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Start the clock."""
         self._times, self._all_steps = [clock.monotonic()], state.max_steps
-        self._rates = list(getattr(_schedule(kwargs["lr_scheduler"]), "lr_lambdas", []))
-        if not all("num_training_steps" in getattr(rate, "keywords", {}) for rate in self._rates) or not self._rates:
-            raise ValueError(
-                "A time limit needs a learning rate schedule that depends on the number of steps, such as 'cosine' "
-                "or 'linear'."
-            )
+        self._rates = _rates_of(kwargs["lr_scheduler"])
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Estimate how many steps fit."""
@@ -102,6 +98,32 @@ class TimeLimit(TrainerCallback):
 
 def _schedule(scheduler: Any) -> Any:
     return getattr(scheduler, "scheduler", scheduler)
+
+
+def _rates_of(scheduler: Any) -> list[Any]:
+    """Return the functions of the learning rates, which a time limit replaces."""
+    rates = list(getattr(_schedule(scheduler), "lr_lambdas", []))
+    if not rates or not all("num_training_steps" in getattr(rate, "keywords", {}) for rate in rates):
+        raise ValueError(
+            "A time limit needs a learning rate schedule that depends on the number of steps, such as 'cosine' or "
+            "'linear'."
+        )
+    return rates
+
+
+def check_schedule(args: TrainingArguments) -> None:
+    """
+    Check before a model is loaded that a time limit can shorten the learning rate schedule.
+
+    Raises:
+        `ValueError`: If the schedule does not depend on the number of steps.
+    """
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    kind, options = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    try:
+        _rates_of(get_scheduler(kind, optimizer, 1, 2, scheduler_specific_kwargs=options))
+    except ValueError as error:
+        raise ValueError(f"--max_minutes with --lr_scheduler_type {kind.value}: {error}") from None
 
 
 class KeepRatioWarmup(TrainerCallback):

@@ -37,7 +37,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.checks_videollm_mod import check_number
 from videollm_mod.outputs import replacing
 from videollm_mod.train.arguments import Resumable, naming_options, run
-from videollm_mod.train.callbacks import TimeLimit
+from videollm_mod.train.callbacks import TimeLimit, check_schedule
 from videollm_mod.train.checkpoint_files import WholeCheckpoints, new_checkpoint
 from videollm_mod.train.data.world.clip import SPLITS, WORLDS, Actor, Clip, World
 from videollm_mod.train.data.world.clutter import make_clutter
@@ -293,6 +293,8 @@ class VisionTrainingArguments(Resumable, TrainingArguments):
         # Transformers hides the bar when it logs errors only.
         self.disable_tqdm = bool(self.disable_tqdm)
         super().__post_init__()
+        if self.max_minutes is not None:
+            check_schedule(self)
 
 
 class PatchReader(nn.Module):
