@@ -62,10 +62,32 @@ def about_folder(folder: Path) -> dict[str, Any]:
     return json.loads(about.read_text())
 
 
-def prepare(options: argparse.Namespace) -> None:
-    """Train the encoder, encode rows, and train the model at full compute. Finished stages are skipped."""
-    folder, (source, fps) = options.folder, SOURCES[options.world]
+def begin_folder(options: argparse.Namespace) -> None:
+    """
+    Note in a folder with which options `prepare` makes it, so that stages of other options are not used.
+
+    Raises:
+        `ValueError`: If it has stages of other options, or of unknown ones.
+    """
+    folder, path = options.folder, options.folder / "options.json"
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "folder", "minutes")}
+    given = json.loads(json.dumps(given, default=str))
+    known = json.loads(path.read_text()) if path.exists() else None
+    if known != given and (known is not None or any((folder / stage).exists() for stage in SHARES)):
+        raise ValueError(f"'{folder}' has stages of a run with other options: give another --folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, given)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """
+    Train the encoder, encode rows, and train the model at full compute. Finished stages are skipped.
+
+    Raises:
+        `ValueError`: If the folder was begun with other options.
+    """
+    folder, (source, fps) = options.folder, SOURCES[options.world]
+    begin_folder(options)
 
     def run(stage: str, done: str, script: str, *given: Any, **how: Any) -> None:
         limit = [] if options.minutes is None else ["--max_minutes", f"{options.minutes * SHARES[stage]:.4g}"]

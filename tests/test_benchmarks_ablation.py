@@ -6,6 +6,7 @@ import json
 import sys
 
 import ablation
+import ablation_prepare
 import pytest
 import torch
 from ablation_arms import ARMS, decaying
@@ -57,6 +58,28 @@ def run(folder, *options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", list(map(str, given)))
         ablation.main()
+
+
+def test_a_folder_is_prepared_with_one_set_of_options(folder, tmp_path, monkeypatch, capsys):
+    """With others, the finished stages would be of one world, and the rest and the name of another."""
+    stages = []
+    monkeypatch.setattr(ablation_prepare, "run_stage", lambda done, *_, **__: stages.append(done))
+
+    def prepare(folder, *options):
+        stages.clear()
+        monkeypatch.setattr(sys, "argv", ["ablation.py", "prepare", "--folder", str(folder), *options])
+        ablation.main()
+        return len(stages)
+
+    count = prepare(tmp_path / "new", "--world", "tiny", "--minutes", "60")
+    assert count == prepare(tmp_path / "new", "--world", "tiny", "--minutes", "5") > 5
+    known = (tmp_path / "new" / "about.json").read_text()
+    for place, options in ((tmp_path / "new", ["--world", "hard"]), (folder, ["--world", "tiny"])):
+        with pytest.raises(SystemExit):
+            prepare(place, *options)
+        assert "has stages of a run with other options: give another --folder" in capsys.readouterr().err
+        assert not stages
+    assert (tmp_path / "new" / "about.json").read_text() == known
 
 
 def test_runs_leave_a_line_each_and_continue(folder, capsys):
