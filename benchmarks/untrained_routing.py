@@ -78,11 +78,10 @@ def main() -> None:
         options.checkpoint = check_checkpoint(options.checkpoint)
     processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
     shipped = VideoLLMMoDForConditionalGeneration.from_pretrained(options.checkpoint)
+    results = read_results(options)
     full = at_full_compute(shipped, processor, options)
     variants = dict(all_variants(options, shipped))
-    found = options.out / "untrained_routing.json"
-    results: dict[str, Groups] = json.loads(found.read_text()) if found.exists() else {}
-    rows = clips_for(processor).load("test", num_clips=options.clips)
+    rows = clips_for(processor).load("test", num_clips=math.ceil(options.clips / GROUP) * GROUP)
     rows = [shaken(row, options.shake) for row in rows]
     groups = [rows[begin : begin + GROUP] for begin in range(0, len(rows), GROUP)]
     for name, changes in tqdm(variants.items(), desc="variants"):
@@ -91,12 +90,40 @@ def main() -> None:
         measured = results.setdefault(name, [])
         for group in groups[len(measured) :]:
             measured.append(free_streaming(model, processor, group, batch_size=8, progress=False))
-            write_results(options.out, "untrained_routing", results, table(results, options))
+            write(results, options)
     print(f"{device_name('cpu')}, torch {torch.__version__}; {len(rows)} clips in {len(groups)} groups\n")
     print(table(results, options))
     print(
         f"\nThe median token of a frame changes {spread(full, processor, groups[0]):.0%} as much as the first tenth."
     )
+
+
+def read_results(options: argparse.Namespace) -> dict[str, Groups]:
+    """
+    Return what an earlier run with the same options measured, and note the options of this one.
+
+    Raises:
+        `SystemExit`: If the folder has results, or a model, of a run with other options.
+    """
+    path = options.out / "untrained_routing.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    begun = path.exists() or (options.out / "full").exists()
+    if begun and found.get("options") != options_of(options):
+        raise SystemExit(f"error: '{options.out}' has results of a run with other options; give another folder.")
+    results = found.get("results", {})
+    write(results, options)
+    return results
+
+
+def options_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that change the results of a variant, as JSON stores them."""
+    return {name: getattr(options, name) for name in ("checkpoint", "first_clip", "shake", "steps")}
+
+
+def write(results: dict[str, Groups], options: argparse.Namespace) -> None:
+    """Write the results until now, with their options."""
+    found = {"options": options_of(options), "results": results}
+    write_results(options.out, "untrained_routing", found, table(results, options) if results else "")
 
 
 def clips_for(processor: Any) -> StreamWorld:

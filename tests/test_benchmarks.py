@@ -492,17 +492,35 @@ def test_a_table_of_the_speed_page_is_made_again():
         speed_page.with_table(page, "other", "")
 
 
-def test_untrained_routing_goes_on_where_it_ended(tmp_path):
+def test_untrained_routing_goes_on_where_it_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(untrained_routing, "GROUP", 2)
     options = [tmp_path, "--clips", 1, "--ratios", 0.2, "--layers", "all_deep"]
     first = run("untrained_routing.py", *options)
+    assert "; 2 clips in 1 groups" in first, "clips are rounded up"
     path = tmp_path / "untrained_routing.json"
     found = json.loads(path.read_text())
     routers = ("change", "uniform", "random", "learned")
-    assert set(found) == {"full", *(f"all_deep 0.2 {router}" for router in routers)}
-    assert {len(groups) for groups in found.values()} == {1}
-    found["full"][0]["event_f1"] = 0.125  # not measured again
+    assert set(found["results"]) == {"full", *(f"all_deep 0.2 {router}" for router in routers)}
+    assert {len(groups) for groups in found["results"].values()} == {1}
+    found["results"]["full"][0]["event_f1"] = 0.125  # not measured again
     path.write_text(json.dumps(found))
     assert "full compute: 0.12 / " in run("untrained_routing.py", *options) and "full compute: 0.12" not in first
+
+
+def test_untrained_routing_refuses_the_results_of_other_options(tmp_path):
+    """Variants have the same names there, and a model in the folder was trained for other steps."""
+    first = Namespace(out=tmp_path, checkpoint=str(ROOT), first_clip=100_000, shake=0, steps=0, ratios=[], layers=[])
+    groups = {"full": [{"event_f1": 0.5, "answer_accuracy": 0.5}]}
+    assert untrained_routing.read_results(first) == {}
+    untrained_routing.write(groups, first)
+    assert untrained_routing.read_results(first) == groups
+    (tmp_path / "full").mkdir()
+    for changed in ({"shake": 4}, {"steps": 160}, {"checkpoint": "other"}):
+        with pytest.raises(SystemExit, match="has results of a run with other options; give another folder"):
+            untrained_routing.read_results(Namespace(**vars(first) | changed))
+    (tmp_path / "untrained_routing.json").unlink()
+    with pytest.raises(SystemExit, match="has results of a run with other options"):
+        untrained_routing.read_results(first)
 
 
 def test_untrained_routing_follows_the_checkpoint():
