@@ -152,6 +152,25 @@ def test_features_travel_within_the_rows(hub, tmp_path):
     assert trained.returncode == 0 and "'frames_per_second'" in trained.stdout, trained.stderr[-2000:]
 
 
+def test_splits_of_all_names_are_published(hub, tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write_clip(folder / "a.mp4", random_frames(10))
+    row = {"video": "a.mp4", "messages": [{"role": "assistant", "content": "A.", "time": 0.5}]}
+    for name in ("dev", "talk", "train"):
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    done = push(hub, tmp_path, folder, "--dataset", REPO, "--private")
+    assert done.returncode == 0, done.stderr
+    (configuration,) = DatasetCard(hub.files(STORED)["README.md"].decode()).data.configs
+    assert [file["split"] for file in configuration["data_files"]] == ["train", "dev", "talk"]
+    with hub.used_here(tmp_path / "home"):
+        assert len(load_dataset(REPO, split="dev")) == 1
+    (folder / "my talk.jsonl").write_text(json.dumps(row) + "\n")
+    refused = push(hub, tmp_path, folder, "--dataset", "somebody/other", "--private")
+    assert refused.returncode == 1 and "'my talk' is no name of a split on the Hub: rename its" in refused.stderr
+    assert "datasets/somebody/other" not in hub.repos
+
+
 def test_mistakes_end_in_one_line_and_publish_nothing(hub, prepared, tmp_path):
     options = ("--video_root", tmp_path / "videos")
     about = json.loads((prepared / "about.json").read_text())
@@ -161,7 +180,7 @@ def test_mistakes_end_in_one_line_and_publish_nothing(hub, prepared, tmp_path):
         ((prepared, "--dataset", REPO), "(Ego4D) does not let anyone publish it"),
         ((prepared, "--dataset", REPO, "--private", *options), f"'{REPO}' is public: publish under another name"),
         ((tmp_path / "gone", "--dataset", REPO), "There is no folder"),
-        ((tmp_path / "videos", "--dataset", REPO, "--private"), "has no rows of train, validation, test"),
+        ((tmp_path / "videos", "--dataset", REPO, "--private"), "has no .jsonl and no .parquet file"),
         (("--dataset", REPO), "give FOLDER --dataset REPO"),
     ):
         done = push(hub, tmp_path, *arguments)

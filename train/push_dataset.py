@@ -16,14 +16,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, NamedSplit
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from videollm_mod.outputs import path_from
 from videollm_mod.train.data.converters import SPLITS, read_json
 from videollm_mod.train.data.faults import WHERE
-from videollm_mod.train.data.shards import write_shards
+from videollm_mod.train.data.shards import split_names, write_shards
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages, stream_timed_messages
 from videollm_mod.train.push import commit_files, hub_errors
 
@@ -76,9 +76,9 @@ def push_dataset(
             f"The licence of '{folder}' ({about.get('license', 'unknown')}) does not let anyone publish it. --private "
             "keeps it to you; check that your licence allows that."
         )
-    splits = [split for split in SPLITS if list(folder.glob(f"{split}.*")) or list(folder.glob(f"{split}-*.parquet"))]
+    splits = _split_names(folder)
     if not splits:
-        raise ValueError(f"'{folder}' has no rows of {', '.join(SPLITS)}.")
+        raise ValueError(f"'{folder}' has no .jsonl and no .parquet file.")
     with tempfile.TemporaryDirectory() as place:
         loaded = {split: _load_split(folder, split, video_root) for split in splits}
         videos = _published_names(loaded.values(), folder)
@@ -113,6 +113,17 @@ def _open(api: HfApi, repo: str, *, private: bool | None, force: bool) -> str:
     if there and "about.json" not in there and not force:
         raise ValueError(f"'{repo}' holds other files: {', '.join(sorted(there)[:5])}. --force adds the data to them.")
     return repo
+
+
+def _split_names(folder: Path) -> list[str]:
+    """Return the splits of a folder, the usual ones first. Raise `ValueError` for a name that the Hub cannot have."""
+    names = split_names(folder)
+    for name in names:
+        try:
+            NamedSplit(name)
+        except ValueError:
+            raise ValueError(f"'{name}' is no name of a split on the Hub: rename its files in '{folder}'.") from None
+    return sorted(names, key=lambda name: SPLITS.index(name) if name in SPLITS else len(SPLITS))
 
 
 def _load_split(folder: Path, split: str, video_root: Sequence[str | Path]) -> Dataset:
