@@ -18,13 +18,14 @@ from transformers import AutoConfig
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.serving import StreamingEngine
-from videollm_mod.train import evaluation, sft, streaming_evaluation
+from videollm_mod.train import evaluation, recipe_measures, sft, streaming_evaluation
 from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
 from videollm_mod.train.card import HEADLINES, add_results, copy_training, describe_cost, write_measures
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import NARRATE, TimedMessages
 from videollm_mod.train.data.world.clip import WORLDS
 from videollm_mod.train.data.world.rows import streamworld_dataset
+from videollm_mod.train.evaluation import EvaluationArguments
 from videollm_mod.train.streaming_evaluation import free_streaming, stream_example, stream_examples
 from videollm_mod.train.teacher_forcing import evaluate_metric, teacher_forced
 
@@ -416,6 +417,25 @@ def test_all_measures_are_of_the_rows_that_can_be_read(tmp_path, capsys):
     assert measure([*lines, "null"], skip_faulty=True).items() >= expected.items()
     with pytest.raises(SystemExit, match=f"error: '{tmp_path}/train.jsonl', line 2: Message 0 is at 3.5 s"):
         measure(lines)
+
+
+def test_a_card_shows_no_folders_and_secrets_of_the_command(tmp_path, monkeypatch):
+    """A card is published, and names of folders often have the name of a person."""
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A narrator\n")
+    (tmp_path / "config.json").write_text("{}")
+    given = ["--checkpoint", str(tmp_path), "--dataset=/home/joe/my talks.jsonl", "--task", "coin", "--card"]
+    given += ["--judge", "endpoint", "--judge_model", "m", "--judge_url", "https://joe:secret@host/v1?key=token"]
+    monkeypatch.setattr("sys.argv", ["evaluation.py", *given])
+    source, arguments = parse(DataSource, EvaluationArguments)
+    evaluation._write_card(source, arguments, {"event_f1": 0.5})
+    card = ModelCard.load(tmp_path / "README.md")
+    expected = f"python train/evaluation.py --checkpoint {tmp_path.name} '--dataset=my talks.jsonl' --task coin "
+    expected += "--judge endpoint --judge_model m --judge_url 'https://joe:***@host/v1?***'"
+    assert {result.dataset_args["command"] for result in card.data.eval_results} == {expected}
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--begin", "/home/joe/checkpoint", "--size", "quick"])
+    recipe_measures.write_measures({}, tmp_path / "measures.json")
+    written = json.loads((tmp_path / "measures.json").read_text())
+    assert written["command"] == "python train/recipe.py --begin checkpoint --size quick"
 
 
 def test_results_are_written_into_the_card(tmp_path):

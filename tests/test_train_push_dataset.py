@@ -116,9 +116,11 @@ def test_videos_of_one_name_keep_their_folders(tmp_path):
 def test_folders_of_this_machine_are_not_published():
     """Their names often have the name of a person."""
     made = "python train/data/generate.py --dataset=/home/joe/goalstep --out ~/joe/out --model ../joe/Llama --fps=2"
+    made += " --endpoint https://joe:secret@host/v1"
     about = {"command": f"{made}\npython train/data/prepare.py coin", "dataset": "/home/joe/goalstep", "fps": 2.0}
     assert _without_folders({**about, "source": "dialogues by /home/joe/models/Llama-3"}) == {
-        "command": "python train/data/generate.py --dataset=goalstep --out out --model Llama --fps=2\n"
+        "command": "python train/data/generate.py --dataset=goalstep --out out --model Llama --fps=2 "
+        "--endpoint 'https://joe:***@host/v1'\n"
         "python train/data/prepare.py coin",
         "dataset": "goalstep",
         "fps": 2.0,

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import date
 from enum import Enum
@@ -27,6 +28,7 @@ from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import copy_file, save_figure, write_text
 from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.checkpoint_files import FACTS_PAGE
+from videollm_mod.video_opening_videollm_mod import without_secrets
 
 
 _SETTINGS = (
@@ -144,6 +146,22 @@ def write_plain_card(
     parts = [f"# {name}", text, usage, *describe_cost(config)]
     parts += _describe_limits(config, caveat)
     return _save(Path(folder), _metadata(base_models, None, []), parts)
+
+
+def published_command(command: Sequence[str]) -> str:
+    """Return a command as a published page may show it (see [`published_word`])."""
+    return shlex.join(map(published_word, command))
+
+
+def published_word(word: str) -> str:
+    """
+    Return a word of a command without the folders of this machine, and without the secrets of a URL.
+
+    For example, `--out=/home/me/data` becomes `--out=data`, and a folder within the current one stays.
+    """
+    option, equals, value = word.rpartition("=")
+    is_path = os.path.isabs(value) or value.startswith(("~", ".."))
+    return f"{option}{equals}{Path(value).name}" if is_path else without_secrets(word)
 
 
 def add_results(folder: str | Path, scores: dict[str, float], *, dataset: str, split: str, command: str) -> None:

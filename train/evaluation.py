@@ -29,7 +29,7 @@ from videollm_mod.checks_videollm_mod import check_count, check_number, check_se
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.train.arguments import naming_options, run
-from videollm_mod.train.card import add_results
+from videollm_mod.train.card import add_results, published_command
 from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.sources import DataSource, load_split
 from videollm_mod.train.judging import SIMILARITIES, check_judge
@@ -211,7 +211,9 @@ def _write_card(source: DataSource, arguments: EvaluationArguments, scores: dict
         {name: value for name, value in scores.items() if name != "first_word_latency"},
         dataset=source.title(arguments.split),
         split=arguments.split,
-        command=" ".join(["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]),
+        command=published_command(
+            ["python", "train/evaluation.py", *(arg for arg in sys.argv[1:] if arg != "--card")]
+        ),
     )
     print(f"wrote {Path(arguments.checkpoint) / 'README.md'}", file=sys.stderr)
 

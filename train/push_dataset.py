@@ -21,6 +21,7 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from videollm_mod.outputs import path_from
+from videollm_mod.train.card import published_command, published_word
 from videollm_mod.train.data.converters import SPLITS, read_json
 from videollm_mod.train.data.faults import WHERE
 from videollm_mod.train.data.shards import split_names, write_shards
@@ -168,17 +169,11 @@ def _write_split(rows: Dataset, videos: dict[str, str], split: str, place: Path,
 
 
 def _without_folders(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what `about.json` says without the folders of this machine. `command` has a command a line."""
-    lines = [shlex.join(map(_without_folder, shlex.split(line))) for line in about.get("command", "").splitlines()]
+    """Return what `about.json` says without folders of this machine and secrets. `command` has a command a line."""
+    lines = [published_command(shlex.split(line)) for line in about.get("command", "").splitlines()]
     texts = {name: about[name] for name in ("source", "dataset") if isinstance(about.get(name), str)}
-    cleaned = {name: " ".join(map(_without_folder, text.split(" "))) for name, text in texts.items()}
+    cleaned = {name: " ".join(map(published_word, text.split(" "))) for name, text in texts.items()}
     return {**about, **cleaned, "command": "\n".join(lines)}
-
-
-def _without_folder(word: str) -> str:
-    option, equals, value = word.rpartition("=")
-    is_path = os.path.isabs(value) or value.startswith(("~", ".."))
-    return f"{option}{equals}{Path(value).name}" if is_path else word
 
 
 # --------------------------------------------------------------------------------------------------------------- card

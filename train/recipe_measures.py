@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from videollm_mod.outputs import write_json
+from videollm_mod.train.card import published_command
 from videollm_mod.train.data.sources import find_source, load_split
 from videollm_mod.train.evaluation import measure_checkpoint
 from videollm_mod.train.focus import describe, figures, watch
@@ -103,7 +104,7 @@ def _cell(value: float) -> str:
 def write_measures(measures: dict[str, Any], path: Path) -> None:
     """Write the figures of [`measure`] with their labels, command, hardware and date, as JSON."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    about = {"command": f"python train/recipe.py {' '.join(sys.argv[1:])}".strip(), "hardware": where}
+    about = {"command": published_command(["python", "train/recipe.py", *sys.argv[1:]]), "hardware": where}
     about |= {"date": f"{date.today():%d %B %Y}".lstrip("0"), "labels": TABLE}
     # JSON has no NaN.
     write_json(path, about | {"worlds": _without_nan(measures)})
