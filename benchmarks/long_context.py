@@ -66,7 +66,7 @@ def main() -> None:
         options.full = options.full and check_checkpoint(options.full)
         processor = AutoProcessor.from_pretrained(options.checkpoint, trust_remote_code=True)
         rows = long_rows(options, processor)
-    edges = [0, *(frame for frame in options.frames if frame <= options.seconds * options.fps)]
+    edges = edges_of(options, max(len(row["video"]) for row in rows))
     found = read_results(options)
     for name, changes, limits in variants(options):
         measured = found["streamed"].setdefault(name, [])
@@ -98,7 +98,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fps", type=float, default=2.0, help="frames per second that the model sees")
     parser.add_argument("--questions", type=float, default=6.0, help="questions per minute, if the data set has them")
     parser.add_argument(
-        "--frames", type=int, nargs="+", default=[20, 50, 100, 200, 500, 1000], help="ends of intervals"
+        "--frames",
+        type=int,
+        nargs="+",
+        default=[20, 50, 100, 200, 500, 1000],
+        help="ends of intervals before the clips' end",
     )
     parser.add_argument("--max-frames", type=int, default=20, help="frames to remember with eviction")
     parser.add_argument("--sink-frames", type=int, default=2, help="first frames that are never evicted")
@@ -118,6 +122,11 @@ def long_rows(options: argparse.Namespace, processor: Any) -> list[dict[str, Any
     given |= {"vocabulary": options.vocabulary, "frame_rate": int(options.fps)}
     known = {name: value for name, value in given.items() if name in option_names(kind) and value is not None}
     return list(load_split(kind(options.dataset, **known), "test", options.clips, fps=options.fps))
+
+
+def edges_of(options: argparse.Namespace, count: int) -> list[int]:
+    """Return the ends of intervals in clips of `count` frames, from 0 to `count`."""
+    return [0, *(frame for frame in sorted(set(options.frames)) if 0 < frame < count), count]
 
 
 def variants(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], dict[str, int | None]]]:

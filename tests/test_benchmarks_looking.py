@@ -4,6 +4,7 @@
 
 import json
 import runpy
+from argparse import Namespace
 from types import SimpleNamespace
 
 import long_context
@@ -107,8 +108,16 @@ def test_events_and_answers_are_counted_by_the_time_since_the_start():
     assert long_context.f1(np.array(counts)) == 2 / 5 and long_context.cell(np.array(counts[:1])).startswith("1.00 (")
 
 
+@pytest.mark.parametrize(
+    ("count", "edges"),
+    [(16, [0, 16]), (120, [0, 20, 50, 100, 120]), (600, [0, 20, 50, 100, 200, 500, 600]), (20, [0, 20])],
+)
+def test_the_last_interval_ends_with_the_clips(count, edges):
+    assert long_context.edges_of(Namespace(frames=[50, 20, 20, 100, 200, 500, 1000]), count) == edges
+
+
 def test_long_context_of_a_checkpoint(tmp_path):
-    options = ["--world", "tiny", "--seconds", 6, "--clips", 1, "--frames", 6, 12, "--max-frames", 5]
+    options = ["--world", "tiny", "--seconds", 6, "--clips", 1, "--frames", 6, 20, "--max-frames", 5]
     options += ["--rope-theta", 50000, "--out", tmp_path]
     done = run_main(long_context.main, *options, program="benchmarks/long_context.py")
     path = tmp_path / "long_context.json"
