@@ -3,6 +3,7 @@
 """What routers look at, and late moments of streams: counts are right, and the scripts run."""
 
 import json
+import re
 import runpy
 from argparse import Namespace
 from types import SimpleNamespace
@@ -16,7 +17,9 @@ from PIL import Image
 from programs import ROOT, run_main
 from router_focus import Choices, Clip
 
+from videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.streaming_videollm_mod import StreamEvent
+from videollm_mod.train.data.doom.things import MONSTERS
 from videollm_mod.train.objectness import PatchLabels
 
 
@@ -114,6 +117,20 @@ def test_events_and_answers_are_counted_by_the_time_since_the_start():
 )
 def test_the_last_interval_ends_with_the_clips(count, edges):
     assert long_context.edges_of(Namespace(frames=[50, 20, 20, 100, 200, 500, 1000]), count) == edges
+
+
+@pytest.mark.parametrize("fps", [2.0, 4.0])
+def test_clips_of_doomworld_have_the_frame_rate_of_the_model(fps):
+    pytest.importorskip("vizdoom")
+    shown = {"dataset": "doomworld", "world": None, "vocabulary": "small", "seconds": 4.0, "questions": 6.0}
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    for rows_of in (long_context.long_rows, router_focus.held_out_rows):
+        (row,) = rows_of(Namespace(**shown, fps=fps, clips=1), processor)
+        seconds = len(row["video"]) / fps
+        assert 4 <= seconds <= 15 and all((fps * message["time"]).is_integer() for message in row["messages"])
+        assert not set(MONSTERS) & set(re.findall(r"\w+", str(row["messages"]).lower()))
+    with pytest.raises(SystemExit, match="its clips have 2 frames per second, and --fps is 4: leave --fps out"):
+        long_context.long_rows(Namespace(**shown | {"dataset": "streamworld"}, fps=4.0, clips=1), processor)
 
 
 def test_long_context_of_a_checkpoint(tmp_path):
