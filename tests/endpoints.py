@@ -18,8 +18,8 @@ def scripted_endpoint(
     Serve chat completions. The first request gets the first answer, and so on; the last answer repeats.
 
     Args:
-        answers: Each a reply's text, an HTTP status, a body, a status with headers, or a function of the request that
-            returns one of these.
+        answers: Each a reply's text, an HTTP status, a body (with status 400 if it has an "error"), a status with
+            headers, or a function of the request that returns one of these.
 
     Yields:
         The address of the API, and the requests so far.
@@ -40,7 +40,8 @@ def scripted_endpoint(
             added = {}
             if isinstance(answer, tuple):
                 answer, added = answer
-            status = answer if isinstance(answer, int) else 200
+            is_error = isinstance(answer, dict) and "error" in answer
+            status = answer if isinstance(answer, int) else 400 if is_error else 200
             data = answer if isinstance(answer, bytes) else json.dumps(_body(answer, request)).encode()
             # A test waits no second before the next attempt.
             added = {"Content-Type": "application/json", "retry-after-ms": "1", **added}

@@ -56,6 +56,28 @@ def test_a_request_without_a_reply_says_nothing_about_others(answer):
         assert endpoint.complete(QUESTION) == "red"
 
 
+def as_a_reasoning_model(request):
+    """Answer as OpenAI's reasoning models do."""
+    for name, code in (("max_tokens", "unsupported_parameter"), ("temperature", "unsupported_value")):
+        if name in request:
+            return {"error": {"message": f"'{name}' is not supported with this model.", "param": name, "code": code}}
+    return f"red, {request['max_completion_tokens']}"
+
+
+def test_options_that_a_model_refuses_are_renamed_or_left_out(tmp_path):
+    with scripted_endpoint(as_a_reasoning_model) as (url, asked):
+        endpoint = Endpoint(url, "judge", cache=tmp_path)
+        assert endpoint.complete(QUESTION, max_tokens=9) == "red, 9" and len(asked) == 3
+        assert endpoint.complete(QUESTION, max_tokens=8, seed=1) == "red, 8" and len(asked) == 4
+        assert asked[-1]["seed"] == 1 and set(asked[-1]) == {"model", "messages", "max_completion_tokens", "seed"}
+        # The cache knows the request by what was asked for.
+        assert Endpoint(url, "judge", cache=tmp_path).complete(QUESTION, max_tokens=9) == "red, 9" and len(asked) == 4
+    wrong = {"error": {"message": "too large", "param": "max_tokens", "code": "invalid_value"}}
+    with scripted_endpoint(wrong) as (url, asked), pytest.raises(NoReplyError, match="answered 400: too large"):
+        Endpoint(url, "judge").complete(QUESTION)
+    assert len(asked) == 1
+
+
 def test_an_endpoint_says_how_long_to_wait():
     busy = (429, {"retry-after": "0.2", "retry-after-ms": "x"})
     with scripted_endpoint(busy, "red") as (url, asked):

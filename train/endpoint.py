@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, OpenAI
+from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, BadRequestError, OpenAI
 
 from videollm_mod.train.reply_cache import Reply, ReplyCache
+
+
+# Options that a model may refuse.
+_OPTIONS = {"max_tokens", "temperature", "top_p", "seed"}
 
 
 class EndpointError(OSError):
@@ -23,6 +27,9 @@ class NoReplyError(EndpointError):
 class Endpoint:
     """
     A language model behind an OpenAI-compatible endpoint, such as that of vLLM, SGLang, Ollama or OpenAI.
+
+    OpenAI's reasoning models refuse some options. The request is then sent again with `max_completion_tokens` for
+    `max_tokens`, and without a `temperature` or another refused option.
 
     Args:
         base_url (`str`): Address of the API, such as `http://localhost:8000/v1`.
@@ -54,6 +61,8 @@ class Endpoint:
         self.cache = None if cache is None else ReplyCache(cache)
         # The client refuses to start without a key.
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        # Options that the model has refused. Several threads may ask.
+        self._refused: set[str] = set()
         self._client = OpenAI(base_url=self.base_url, api_key=key, max_retries=max_retries, timeout=timeout)
 
     def complete(
@@ -104,9 +113,23 @@ class Endpoint:
                 self.cache.keep(named, reply)
         return reply
 
+    def _create(self, request: dict[str, Any]) -> Any:
+        """Return the completion of a request, with the options that the model accepts."""
+        while True:
+            sent = {name: value for name, value in request.items() if name not in self._refused}
+            if "max_tokens" in self._refused:
+                sent["max_completion_tokens"] = request["max_tokens"]
+            try:
+                return self._client.chat.completions.create(**sent)
+            except BadRequestError as error:
+                is_refusal = error.code in ("unsupported_parameter", "unsupported_value")
+                if not is_refusal or error.param not in set(sent) & _OPTIONS:
+                    raise
+                self._refused.add(error.param)
+
     def _send(self, request: dict[str, Any]) -> Reply:
         try:
-            completion = self._client.chat.completions.create(**request)
+            completion = self._create(request)
             choice = completion.choices[0]
             return Reply(choice.message.content or "", choice.finish_reason == "length")
         except APITimeoutError:
