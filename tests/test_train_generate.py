@@ -5,7 +5,12 @@
 import json
 import lzma
 import re
+import signal
+import subprocess
+import sys
 import threading
+import time
+from functools import partial
 
 import pytest
 from endpoints import scripted_endpoint
@@ -322,6 +327,28 @@ def test_failures_of_the_endpoint_are_counted_and_asked_for_again(source, tmp_pa
         assert run(source, tmp_path, url).returncode == 0
         # What failed is asked for again. Nonsense is a reply, and stays.
         assert len(asked) == 14 and len(rows_of(tmp_path)) == 9
+
+
+def test_an_interrupted_run_does_not_wait_for_the_endpoint(source, tmp_path):
+    """A request is sent again for up to 12 minutes."""
+    never = threading.Event()
+    with scripted_endpoint(write_well, lambda _: str(never.wait(300))) as (url, asked):
+        command = [sys.executable, "train/data/generate.py", "--dataset", source, "--out", tmp_path]
+        command += ["--endpoint", url, "--endpoint_model", "small", "--concurrency", 2]
+        # Tests that run in the background ignore SIGINT, and a child inherits that.
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        given = {"cwd": ROOT, "preexec_fn": heeding, "stderr": subprocess.PIPE, "text": True}
+        running = subprocess.Popen(list(map(str, command)), **given)
+        while len(asked) < 3 and running.poll() is None:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        try:
+            _, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
+            never.set()
+    assert running.returncode == 1 and said.splitlines()[-1].endswith("run the command again."), said
+    assert "interrupted. Replies so far are in" in said and len(list((tmp_path / "replies").glob("*.json"))) == 1
 
 
 @pytest.mark.parametrize("status", [404, 500])

@@ -3,9 +3,10 @@
 """Language models that write text for data: a local one, or one behind an endpoint, both with a cache of replies."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
 from typing import Any, Protocol
 
 import torch
@@ -154,27 +155,39 @@ class EndpointWriter:
 
     def write(self, conversations: Iterable[tuple[Any, Conversation]]) -> Iterator[tuple[Any, Reply | str]]:
         """Yield the key of each conversation with its reply, as the replies come (see [`Writer`])."""
-        rest, failures = iter(conversations), 0
-        asked: dict[Future[Reply | NoReplyError], Any] = {}
-        pool = ThreadPoolExecutor(self.concurrency)
+        rest, num_asked, failures = iter(conversations), 0, 0
+        asked: Queue[tuple[Any, Conversation] | None] = Queue()
+        replies: Queue[tuple[Any, Reply | Exception]] = Queue()
+        ended = Event()
+        # A program that is interrupted would wait for the threads of a pool: minutes, if the endpoint hangs.
+        for _ in range(self.concurrency):
+            Thread(target=self._ask_all, args=(asked, replies, ended), daemon=True).start()
         try:
             while True:
-                for key, conversation in islice(rest, 2 * self.concurrency - len(asked)):
-                    asked[pool.submit(self._ask, conversation)] = key
-                if not asked:
+                for request in islice(rest, 2 * self.concurrency - num_asked):
+                    asked.put(request)
+                    num_asked += 1
+                if not num_asked:
                     return
-                for done in wait(asked, return_when=FIRST_COMPLETED).done:
-                    reply = done.result()
-                    failures = 0 if isinstance(reply, Reply) else failures + 1
-                    yield asked.pop(done), reply if isinstance(reply, Reply) else "no reply from the endpoint"
-                    if failures == _MOST_FAILURES:
-                        where = self.endpoint.base_url
-                        raise EndpointError(f"{where} gave no reply {failures} times in a row, the last time: {reply}")
+                key, reply = replies.get()
+                num_asked -= 1
+                if isinstance(reply, Exception) and not isinstance(reply, NoReplyError):
+                    raise reply
+                failures = 0 if isinstance(reply, Reply) else failures + 1
+                yield key, reply if isinstance(reply, Reply) else "no reply from the endpoint"
+                if failures == _MOST_FAILURES:
+                    where = self.endpoint.base_url
+                    raise EndpointError(f"{where} gave no reply {failures} times in a row, the last time: {reply}")
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            ended.set()
+            for _ in range(self.concurrency):
+                asked.put(None)
 
-    def _ask(self, conversation: Conversation) -> Reply | NoReplyError:
-        try:
-            return self.endpoint.reply(list(conversation), **self.options)
-        except NoReplyError as error:
-            return error
+    def _ask_all(self, asked: Queue, replies: Queue, ended: Event) -> None:
+        """Ask for replies until there is nothing left to ask."""
+        while (request := asked.get()) is not None and not ended.is_set():
+            key, conversation = request
+            try:
+                replies.put((key, self.endpoint.reply(list(conversation), **self.options)))
+            except Exception as error:  # the other thread raises it
+                replies.put((key, error))
