@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Match
 
 from .limits import RequestError
-from .saved_sessions import SessionMovedError
+from .wanted_sessions import SessionMovedError
 
 
 def add_error_answers(app: FastAPI) -> None:

@@ -8,11 +8,10 @@ import time as clock
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers.utils import logging
 
-from .limits import RequestError
 from .live_session import FINAL, LiveSession
 from .live_sessions import LiveSessions, id_taken, secret_of
 from .memory import EngineFullError, TooLargeError
@@ -33,6 +32,7 @@ from .session_state import (
 )
 from .state_folder import StateFolder
 from .telling import Teller
+from .wanted_sessions import SessionMovedError, Wanted, lost, moving, saved_as
 
 
 logger = logging.get_logger(__name__)
@@ -42,45 +42,6 @@ _SWEEP_SECONDS = 10.0
 _DISCONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 1.0  # between two looks for sessions that are due to be saved
 _MOST_SECONDS_AWAY = 60.0  # after which a session is lost whose server has died while it was on its way to another
-
-
-class SessionMovedError(RequestError):
-    """
-    A session was resumed under another name, because its server is another one.
-
-    Args:
-        before (`str`), now (`str`): Its names, or its resume tokens.
-    """
-
-    def __init__(self, before: str, now: str) -> None:
-        super().__init__("The session goes on at another address.", status=308, code="session_moved")
-        self.before, self.now = before, now
-
-
-class _Wanted(NamedTuple):
-    """Which session an owner asks for: the one of a name, or the one of a resume token."""
-
-    owner: str | None
-    session_id: str | None = None
-    token: str | None = None
-
-    @property
-    def secret(self) -> str:
-        """Under what it is saved. It includes the owner, so that other owners cannot find the session."""
-        secret = f"id {self.session_id}" if self.token is None else f"token {secret_of(self.token)}"
-        return secret if self.owner is None else f"{secret} of {self.owner}"
-
-    @property
-    def note(self) -> str:
-        """Under what its new name is kept."""
-        return f"moved {self.secret}"
-
-    def names(self, session_id: str) -> tuple[str, str]:
-        """Return what was asked for, and how to ask the server for it that has the session under this name."""
-        if self.token is None:
-            return self.session_id, session_id
-        prefix, dot, _ = session_id.rpartition(".")
-        return self.token, prefix + dot + secret_of(self.token)
 
 
 @dataclass(eq=False)
@@ -134,7 +95,7 @@ class SavedSessions:
             [`RequestError`]: If there is none, or it cannot be resumed. It is a [`SessionMovedError`] if the session
                 has another name now.
         """
-        wanted = _Wanted(owner, session_id=session_id)
+        wanted = Wanted(owner, session_id=session_id)
         session = None if self._is_here(wanted) else await self._restore(wanted)
         if session is None:
             await self._refuse_if_moved(wanted)
@@ -150,7 +111,7 @@ class SavedSessions:
             [`RequestError`]: If there is none, or it cannot be resumed. It is a [`SessionMovedError`] if another
                 server that shares the folder has the session.
         """
-        wanted = _Wanted(owner, token=token)
+        wanted = Wanted(owner, token=token)
         session = None if self._is_here(wanted) else await self._restore(wanted)
         if session is None:
             await self._refuse_if_moved(wanted)
@@ -161,7 +122,7 @@ class SavedSessions:
     ) -> LiveSession:
         """Open a session as [`~LiveSessions.open`] does. The name of a saved session is taken."""
         if self.folder is not None and session_id is not None:
-            wanted = _Wanted(owner, session_id=self.sessions.check_id(session_id))
+            wanted = Wanted(owner, session_id=self.sessions.check_id(session_id))
             async with self._lock:  # a session that is being restored has its name soon
                 is_taken = await self.sessions.run(lambda: self.folder.peek(wanted.secret)) is not None
             if is_taken:
@@ -182,7 +143,7 @@ class SavedSessions:
         async with self._saving, self._lock:  # a session that is being restored is saved again
             sessions = [found for found in self.sessions if found.can_be_resumed and found.over is None]
         # A client that is away may ask another server before its session is saved.
-        run, wanted = self.sessions.run, [_saved_as(session) for session in sessions]
+        run, wanted = self.sessions.run, [saved_as(session) for session in sessions]
         await run(lambda: [self._note(one, "") for one in wanted])
         renewing = self.sessions.start(self._renew_notes([one.note for one in wanted]))
         try:
@@ -234,7 +195,7 @@ class SavedSessions:
                 await run(lambda: (place / _CLIENT).write_text(state, encoding="utf-8"))
             finally:
                 session.lock.release()
-            await run(lambda: self.folder.commit(place, _saved_as(session).secret, expires))
+            await run(lambda: self.folder.commit(place, saved_as(session).secret, expires))
         finally:
             await run(lambda: self.folder.discard(place))
             saved.set()
@@ -255,7 +216,7 @@ class SavedSessions:
     async def _renew_all(self) -> None:
         """Let the saves of sessions that go on expire later, and tell which sessions are not saved in time."""
         while not self.sessions.is_draining:  # the last saves come then
-            until = {_saved_as(session).secret: self._kept_until(session) for session in self._kept}
+            until = {saved_as(session).secret: self._kept_until(session) for session in self._kept}
             await self.sessions.run(lambda until=until: self.folder.renew(until))
             for session, kept in self._kept.items():
                 seconds = session._loop.time() - kept.since
@@ -285,7 +246,7 @@ class SavedSessions:
 
     async def _keep(self, session: LiveSession, kept: _Kept) -> None:
         """Save a session if it has news. One that cannot be saved now is due again at the next look."""
-        run, folder, secret = self.sessions.run, self.folder, _saved_as(session).secret
+        run, folder, secret = self.sessions.run, self.folder, saved_as(session).secret
         now, place = session._loop.time(), None
         try:
             has_news = await run(lambda: folder.peek(secret)) is None or kept.news != news_of(session)
@@ -318,7 +279,7 @@ class SavedSessions:
     async def _remove(self, session: LiveSession) -> None:
         """Remove what was saved of a session that is over."""
         async with self._lock:  # a session of the same name is opened after that
-            await self.sessions.run(lambda: self.folder.remove(_saved_as(session).secret))
+            await self.sessions.run(lambda: self.folder.remove(saved_as(session).secret))
 
     def _kept_until(self, session: LiveSession) -> float:
         """Return until when a session that goes on is kept, if this is its last save."""
@@ -326,7 +287,7 @@ class SavedSessions:
 
     # --------------------------------------------------------------------------------------------------------- restore
 
-    def _is_here(self, wanted: _Wanted) -> bool:
+    def _is_here(self, wanted: Wanted) -> bool:
         """Whether a session need not be looked for in the folder."""
         if self.folder is None:
             return True
@@ -334,45 +295,65 @@ class SavedSessions:
             return self.sessions.has_token(wanted.token)
         return self.sessions.is_of(wanted.session_id, wanted.owner)
 
-    async def _restore(self, wanted: _Wanted) -> LiveSession | None:
+    async def _restore(self, wanted: Wanted) -> LiveSession | None:
         """Resume a saved session, and return it, or `None` if there is none or another request has done it."""
         self.sessions.refuse_if_draining()
         # A client that leaves now cancels this, and the stream would be lost.
-        return await asyncio.shield(self.sessions.start(self._restore_now(wanted)))
+        return await asyncio.shield(self.sessions.start(self._restore_in_turn(wanted)))
 
-    async def _restore_now(self, wanted: _Wanted) -> LiveSession | None:
+    async def _restore_in_turn(self, wanted: Wanted) -> LiveSession | None:
+        """Resume a saved session after those before it. It does not expire meanwhile, since its client is there."""
+        seconds = self.sessions.limits.resume_seconds
+
+        async def extend() -> None:
+            until = clock.time() + seconds
+            await self.sessions.run(lambda: self.folder.extend(wanted.secret, until))
+
+        async def extend_again() -> None:
+            while True:
+                await asyncio.sleep(seconds / 4)
+                await extend()
+
+        await extend()
+        extending = self.sessions.start(extend_again())
+        try:
+            async with self._lock:
+                return await self._restore_now(wanted)
+        finally:
+            extending.cancel()
+
+    async def _restore_now(self, wanted: Wanted) -> LiveSession | None:
         run, folder = self.sessions.run, self.folder
-        async with self._lock:
-            if self._is_here(wanted):
-                return None
-            self.sessions.refuse_if_draining()
-            await run(lambda: self._refuse_if_held(wanted))
-            try:
-                taken = await run(lambda: folder.take(wanted.secret))
-            except ValueError as error:
-                raise _lost(error) from None
-            if taken is None:
-                await run(lambda: self._refuse_if_held(wanted))  # another server was faster
-                return None
-            await run(lambda: self._note(wanted, ""))
-            try:
-                session, before = await self._open(taken, wanted)
-            except BaseException as error:
-                # Another server that shares the folder may have room, or the right model.
-                folder.put_back(taken, wanted.secret)
-                folder.remove(wanted.note)
-                if isinstance(error, (ValueError, KeyError, TypeError, TooLargeError)):
-                    raise _lost(error, taken / _STREAM) from None
-                if isinstance(error, (EngineFullError, OutOfPagesError)):  # others took the memory meanwhile
-                    raise self.sessions.full() from None
-                raise
-            await self._let_go(taken, session)
-            if session.session_id == before:
-                await run(lambda: folder.remove(wanted.note))
-            else:
-                await run(lambda: self._note(wanted, session.session_id))
-                self._moved[wanted.note] = session
-            return session
+        if self._is_here(wanted):
+            return None
+        self.sessions.refuse_if_draining()
+        await run(lambda: self._refuse_if_held(wanted))
+        try:
+            taken = await run(lambda: folder.take(wanted.secret))
+        except ValueError as error:
+            raise lost(error) from None
+        if taken is None:
+            await run(lambda: self._refuse_if_held(wanted))  # another server was faster
+            return None
+        await run(lambda: self._note(wanted, ""))
+        try:
+            session, before = await self._open(taken, wanted)
+        except BaseException as error:
+            # Another server that shares the folder may have room, or the right model.
+            folder.put_back(taken, wanted.secret)
+            folder.remove(wanted.note)
+            if isinstance(error, (ValueError, KeyError, TypeError, TooLargeError)):
+                raise lost(error, taken / _STREAM) from None
+            if isinstance(error, (EngineFullError, OutOfPagesError)):  # others took the memory meanwhile
+                raise self.sessions.full() from None
+            raise
+        await self._let_go(taken, session)
+        if session.session_id == before:
+            await run(lambda: folder.remove(wanted.note))
+        else:
+            await run(lambda: self._note(wanted, session.session_id))
+            self._moved[wanted.note] = session
+        return session
 
     async def _let_go(self, taken: Path, session: LiveSession) -> None:
         """Remove the files of a session that goes on here, or keep them until it is saved again."""
@@ -380,14 +361,14 @@ class SavedSessions:
             await self.sessions.run(lambda: self.folder.discard(taken))
             return
         self._watch(session)
-        secret, until = _saved_as(session).secret, self._kept_until(session)
+        secret, until = saved_as(session).secret, self._kept_until(session)
         try:
             await self.sessions.run(lambda: self.folder.put_back(taken, secret, held_until=until))
             session.is_kept = True
         except OSError as error:
             logger.warning(f"The files of the session {session.session_id} could not be kept: {error}")
 
-    def _refuse_if_held(self, wanted: _Wanted) -> None:
+    def _refuse_if_held(self, wanted: Wanted) -> None:
         """Raise [`RequestError`] if a session was saved and goes on at another server, which lives."""
         place = self.folder.peek(wanted.secret)
         if place is None or not self.folder.is_held_elsewhere(place):
@@ -398,10 +379,10 @@ class SavedSessions:
             name = None
         before, now = wanted.names(name or "")
         if name is None or before == now:
-            raise _moving("Another server has the session: try again.")
+            raise moving("Another server has the session: try again.")
         raise SessionMovedError(before, now)
 
-    def _note(self, wanted: _Wanted, now: str) -> None:
+    def _note(self, wanted: Wanted, now: str) -> None:
         """Let all servers that share the folder know the new name of a session, `""` while it is on its way."""
         try:
             place = self.folder.begin()
@@ -411,7 +392,7 @@ class SavedSessions:
         except (OSError, ValueError) as error:
             logger.warning(f"Other servers cannot be told where a session is: {error}")
 
-    async def _refuse_if_moved(self, wanted: _Wanted) -> None:
+    async def _refuse_if_moved(self, wanted: Wanted) -> None:
         """Raise [`RequestError`] if a session is at another server, or on its way there."""
         if self._is_here(wanted):
             return
@@ -421,7 +402,7 @@ class SavedSessions:
         except OSError:  # another server has removed it
             return
         if name == "":
-            raise _moving("The session moves to another server: try again.")
+            raise moving("The session moves to another server: try again.")
         if name is None:
             return
         before, now = wanted.names(name)
@@ -433,7 +414,7 @@ class SavedSessions:
     def _notes_expire(self) -> float:
         return clock.time() + self.sessions.limits.idle_seconds
 
-    async def _open(self, taken: Path, wanted: _Wanted) -> tuple[LiveSession, str]:
+    async def _open(self, taken: Path, wanted: Wanted) -> tuple[LiveSession, str]:
         """Open a saved session. Return it, and the name that it had."""
         sessions, engine = self.sessions, self.sessions.engine
         state = json.loads((taken / _CLIENT).read_text(encoding="utf-8"))
@@ -465,22 +446,4 @@ class SavedSessions:
         return session, state["session_id"]
 
 
-def _lost(error: Exception, folder: Path | None = None) -> RequestError:
-    logger.warning(f"A saved session was not resumed: {error}")
-    # Clients do not learn where the files of the server are.
-    why = str(error).replace(f" in '{folder}'", "").replace(f"{folder}/", "")
-    return RequestError(f"The session cannot be resumed: {why}", status=410, code="session_lost")
-
-
-def _moving(why: str) -> RequestError:
-    return RequestError(why, status=503, code="session_moving", retry_after=1)
-
-
-def _saved_as(session: LiveSession) -> _Wanted:
-    """Return under what a session is saved: a client of the realtime protocol resumes it with its token."""
-    if session.conversation is None:
-        return _Wanted(session.owner, session_id=session.session_id)
-    return _Wanted(session.owner, token=session.token)
-
-
-__all__ = ["SavedSessions", "SessionMovedError"]
+__all__ = ["SavedSessions"]

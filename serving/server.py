@@ -37,11 +37,12 @@ from .metrics import Metrics
 from .realtime import Connection, Conversation
 from .realtime_events import Audio
 from .realtime_requests import handle_event, read_options
-from .saved_sessions import SavedSessions, SessionMovedError
+from .saved_sessions import SavedSessions
 from .session_options import SessionOptions
 from .speech_endpoints import Speaker, Transcriber
 from .state_folder import StateFolder, check_saving
 from .telling import Reply
+from .wanted_sessions import SessionMovedError
 
 
 logger = logging.get_logger(__name__)

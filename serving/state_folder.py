@@ -170,6 +170,13 @@ class StateFolder:
                     with suppress(OSError):
                         os.utime(self.folder / name[0], (times[name[1]],) * 2)
 
+    def extend(self, secret: str, until: float) -> None:
+        """Keep what is kept under a secret at least until a time, unless it has expired or cannot be reached."""
+        with suppress(OSError):
+            place = self.peek(secret)
+            if place is not None and _expiry(place) < until:
+                os.utime(place, (until, until))
+
     def remove(self, secret: str) -> None:
         """Remove what is kept under a secret, if it can be reached and no other server holds it."""
         with suppress(OSError):

@@ -85,7 +85,8 @@ SERVING += ("stream", "stats", "compiled_step", "encoding", "captured_step", "st
 SERVING += ("presence", "state_folder", "limits", "bodies", "fetching", "metrics")
 SERVING += ("session_options", "telling", "opening", "text_limits", "live_session", "live_sessions")
 SERVING += ("speech_endpoints", "realtime_events", "hearing", "speaking")
-SERVING += ("realtime", "event_fields", "realtime_audio", "realtime_requests", "session_state", "saved_sessions")
+SERVING += ("realtime", "event_fields", "realtime_audio", "realtime_requests")
+SERVING += ("session_state", "wanted_sessions", "saved_sessions")
 SERVING += ("error_answers", "access", "connections", "chat_messages", "chat", "server", "draining", "ray_app")
 SERVING += ("__init__",)
 

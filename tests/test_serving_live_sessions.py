@@ -5,6 +5,7 @@
 import asyncio
 import base64
 import json
+import os
 import socket
 import time as clock
 from contextlib import asynccontextmanager, suppress
@@ -21,10 +22,11 @@ from videollm_mod.serving.limits import RequestError
 from videollm_mod.serving.memory import SPARE_TEXT
 from videollm_mod.serving.realtime import Conversation
 from videollm_mod.serving.realtime_requests import handle_event
-from videollm_mod.serving.saved_sessions import SavedSessions, SessionMovedError
+from videollm_mod.serving.saved_sessions import SavedSessions
 from videollm_mod.serving.server import _see, create_app
 from videollm_mod.serving.session_options import SessionOptions
 from videollm_mod.serving.speech_endpoints import Transcriber
+from videollm_mod.serving.wanted_sessions import SessionMovedError
 
 
 TINY = {"max_streams": 2, "max_frames": 12, "max_text_tokens": 160, "page_size": 16}
@@ -85,6 +87,25 @@ def test_a_saved_session_that_finds_the_memory_taken_waits_in_its_folder(tmp_pat
         asyncio.run(find(1))
     assert (refused.value.status, refused.value.code) == (503, "server_full")
     assert asyncio.run(find(2)) == 1
+
+
+def test_a_session_does_not_expire_while_its_client_waits_for_other_restores(tmp_path):
+    async def save():
+        async with serving(state_dir=tmp_path) as server:
+            await server.saved.open(SILENT, session_id="door", instructions="")
+
+    async def find():
+        async with serving(state_dir=tmp_path, resume_seconds=2.0) as server:
+            folder = server.saved.folder
+            async with server.saved._lock:  # another session is being restored
+                os.utime(folder.peek("id door"), (clock.time() + 1.0,) * 2)
+                finding = asyncio.ensure_future(server.saved.find("door"))
+                await asyncio.sleep(3.0)
+                folder.remove_expired()  # as servers do from time to time
+            return (await finding).session_id
+
+    asyncio.run(save())
+    assert asyncio.run(find()) == "door"
 
 
 def test_frames_that_come_at_once_get_what_was_said_at_each():
