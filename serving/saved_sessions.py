@@ -32,7 +32,7 @@ from .session_state import (
 )
 from .state_folder import StateFolder
 from .telling import Teller
-from .wanted_sessions import SessionMovedError, Wanted, lost, moving, saved_as
+from .wanted_sessions import SessionMovedError, Wanted, lost, moving, saved_as, unreadable
 
 
 logger = logging.get_logger(__name__)
@@ -124,7 +124,7 @@ class SavedSessions:
         if self.folder is not None and session_id is not None:
             wanted = Wanted(owner, session_id=self.sessions.check_id(session_id))
             async with self._lock:  # a session that is being restored has its name soon
-                is_taken = await self.sessions.run(lambda: self.folder.peek(wanted.secret)) is not None
+                is_taken = await self.sessions.run(lambda: self._peek(wanted.secret)) is not None
             if is_taken:
                 raise id_taken(wanted.session_id)
         return await self.sessions.open(options, session_id=session_id, owner=owner, **given)
@@ -330,6 +330,8 @@ class SavedSessions:
         await run(lambda: self._refuse_if_held(wanted))
         try:
             taken = await run(lambda: folder.take(wanted.secret))
+        except OSError as error:
+            raise unreadable(error) from None
         except ValueError as error:
             raise lost(error) from None
         if taken is None:
@@ -342,6 +344,8 @@ class SavedSessions:
             # Another server that shares the folder may have room, or the right model.
             folder.put_back(taken, wanted.secret)
             folder.remove(wanted.note)
+            if isinstance(error, OSError):
+                raise unreadable(error) from None
             if isinstance(error, (ValueError, KeyError, TypeError, TooLargeError)):
                 raise lost(error, taken / _STREAM) from None
             if isinstance(error, (EngineFullError, OutOfPagesError)):  # others took the memory meanwhile
@@ -368,9 +372,15 @@ class SavedSessions:
         except OSError as error:
             logger.warning(f"The files of the session {session.session_id} could not be kept: {error}")
 
+    def _peek(self, secret: str) -> Path | None:
+        try:
+            return self.folder.peek(secret)
+        except OSError as error:
+            raise unreadable(error) from None
+
     def _refuse_if_held(self, wanted: Wanted) -> None:
         """Raise [`RequestError`] if a session was saved and goes on at another server, which lives."""
-        place = self.folder.peek(wanted.secret)
+        place = self._peek(wanted.secret)
         if place is None or not self.folder.is_held_elsewhere(place):
             return
         try:
@@ -396,11 +406,13 @@ class SavedSessions:
         """Raise [`RequestError`] if a session is at another server, or on its way there."""
         if self._is_here(wanted):
             return
-        place = await self.sessions.run(lambda: self.folder.peek(wanted.note))
+        place = await self.sessions.run(lambda: self._peek(wanted.note))
         try:
             name = None if place is None else (place / _MOVED).read_text(encoding="utf-8")
-        except OSError:  # another server has removed it
+        except FileNotFoundError:  # another server has removed it
             return
+        except OSError as error:
+            raise unreadable(error) from None
         if name == "":
             raise moving("The session moves to another server: try again.")
         if name is None:

@@ -5,6 +5,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -124,41 +125,41 @@ class StateFolder:
         holds it. Nobody else can take it meanwhile.
 
         Raises:
-            `ValueError`: If one of its files is damaged, and the session is removed. Or if its folder cannot be read.
+            `OSError`: If a file or the folder cannot be read now. The session stays.
+            `ValueError`: If one of its files is damaged, and the session is removed.
         """
-        try:
-            while kept := self._places_of(secret):
-                with self._lock:
-                    taker = self._presence.show() or f".{secrets.token_hex(8)}"
-                # If this process is killed meanwhile, others find it under this name.
-                taken = self.folder / f"{_OPEN}{_hash(secret)}.{clock.time_ns()}{taker}"
-                # Another server may have replaced it since.
-                with suppress(FileNotFoundError):
-                    os.rename(place := kept.pop(), taken)
-                    break
-            else:
-                return None
-            if self.is_held_elsewhere(taken):  # by a server that has just resumed it
-                os.rename(taken, place)
-                return None
-        except OSError as error:
-            raise ValueError(f"Its folder cannot be read: {error.strerror}.") from None
+        while kept := self._places_of(secret):
+            with self._lock:
+                taker = self._presence.show() or f".{secrets.token_hex(8)}"
+            # If this process is killed meanwhile, others find it under this name.
+            taken = self.folder / f"{_OPEN}{_hash(secret)}.{clock.time_ns()}{taker}"
+            # Another server may have replaced it since.
+            with suppress(FileNotFoundError):
+                os.rename(place := kept.pop(), taken)
+                break
+        else:
+            return None
+        if self.is_held_elsewhere(taken):  # by a server that has just resumed it
+            os.rename(taken, place)
+            return None
         for old in kept:
             self.discard(old)
         if _has_expired(taken):
             self.discard(taken)
             return None
-        if (damaged := _find_damaged(taken)) is not None:
+        try:
+            damaged = _find_damaged(taken)
+        except OSError:
+            os.rename(taken, place)
+            raise
+        if damaged is not None:
             self.discard(taken)
             raise ValueError(f"{damaged} of a saved session is damaged.")
         return taken
 
     def peek(self, secret: str) -> Path | None:
-        """Return the folder that is kept under a secret, or `None`. It stays."""
-        try:
-            kept = self._places_of(secret)
-        except OSError:
-            return None
+        """Return the folder that is kept under a secret, or `None`. It stays. Raise `OSError` if nobody can tell."""
+        kept = self._places_of(secret)
         return kept[-1] if kept and not _has_expired(kept[-1]) else None
 
     def renew(self, until: Mapping[str, float]) -> None:
@@ -312,13 +313,13 @@ def _digest(path: Path) -> str:
 
 
 def _find_damaged(place: Path) -> str | None:
-    """Return the name of a file that is not as it was written, or `None`."""
+    """Return the name of a file that is not as it was written, or `None`. Raise `OSError` if nobody can tell now."""
     name = _DIGESTS
     try:
         for name, digest in json.loads((place / _DIGESTS).read_text(encoding="utf-8")).items():
             if _digest(place / name) != digest:
                 return name
-    except (OSError, ValueError, AttributeError):
+    except (FileNotFoundError, ValueError, AttributeError):
         return name
     return None
 
@@ -336,8 +337,10 @@ def _size(place: Path) -> int:
 def _expiry(place: Path) -> float:
     try:
         return place.stat().st_mtime
-    except OSError:
+    except FileNotFoundError:
         return 0.0
+    except OSError:  # nobody can tell
+        return math.inf
 
 
 def _has_expired(place: Path, after: float = 0.0) -> bool:

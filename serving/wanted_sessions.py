@@ -66,6 +66,12 @@ def moving(why: str) -> RequestError:
     return RequestError(why, status=503, code="session_moving", retry_after=1)
 
 
+def unreadable(error: OSError) -> RequestError:
+    """Log why saved sessions cannot be read, and return the error for a client, whose session may be among them."""
+    logger.warning(f"Saved sessions cannot be read now: {error}")
+    return moving("Saved sessions cannot be read now: try again.")
+
+
 def saved_as(session: LiveSession) -> Wanted:
     """Return under what a session is saved: a client of the realtime protocol resumes it with its token."""
     if session.conversation is None:
@@ -73,4 +79,4 @@ def saved_as(session: LiveSession) -> Wanted:
     return Wanted(session.owner, token=session.token)
 
 
-__all__ = ["SessionMovedError", "Wanted", "lost", "moving", "saved_as"]
+__all__ = ["SessionMovedError", "Wanted", "lost", "moving", "saved_as", "unreadable"]

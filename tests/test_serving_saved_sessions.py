@@ -504,7 +504,43 @@ def test_a_folder_that_cannot_be_read_is_no_missing_session(state):
     with pytest.raises(FileNotFoundError):
         folder.begin()  # a disk that is not there any more is not replaced by another one
     state.write_text("")
-    with pytest.raises(ValueError, match="^Its folder cannot be read: Not a directory.$"):
-        folder.take("one")
+    for look in (folder.take, folder.peek):
+        with pytest.raises(NotADirectoryError):
+            look("one")
     folder.remove("one")  # a server that stops goes on with its other sessions
-    assert folder.peek("one") is None
+
+
+def test_a_session_that_cannot_be_read_now_stays(state, small):
+    """Its client is told to try again, and finds it when the disk answers again."""
+    sessions = "v1/streaming/sessions"
+    with small() as (address, _):
+        httpx.post(f"http://{address}/{sessions}", json={"id": "door"})
+    (folder,) = saved_in(state)
+    tensors, kept = folder / "stream" / "session.safetensors", state.parent / "kept"
+    with small() as (address, _):
+
+        def refused():
+            answer = httpx.get(f"http://{address}/{sessions}/door")
+            assert str(state) not in answer.text
+            return answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]
+
+        shutil.move(tensors, kept)
+        tensors.symlink_to("/proc/self/mem")  # to read it is an input/output error
+        assert refused() == (503, "session_moving", "1") and saved_in(state) == [folder]
+        tensors.unlink()
+        shutil.move(kept, tensors)
+        shutil.move(state, state.parent / "away")
+        state.write_text("")
+        assert refused() == (503, "session_moving", "1")
+        state.unlink()
+        shutil.move(state.parent / "away", state)
+        assert httpx.get(f"http://{address}/{sessions}/door").json()["id"] == "door"
+
+
+def test_a_session_whose_expiry_cannot_be_read_has_not_expired(state):
+    folder = StateFolder(state, 10_000)
+    keep(folder, "secret")
+    (place,) = saved_in(state)
+    shutil.rmtree(place)
+    place.symlink_to(place)  # to follow it is an error
+    assert folder.peek("secret") == place
