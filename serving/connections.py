@@ -6,9 +6,13 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from .error_answers import refuse
 from .limits import Limits, RequestError
+
+
+_CLOSE_SECONDS = 10.0  # for which a WebSocket may take to close after its last event
 
 
 class Concurrency:
@@ -43,17 +47,58 @@ class Concurrency:
             await refuse(scope, receive, send, error)
 
 
-class _LimitedProtocol(AutoHTTPProtocol):
+class _ReadInTime:
+    """
+    Part of a protocol: it ends connections whose client does not read what it is sent, within a limit of time. The
+    operating system takes some of it, and a connection whose end waits for the rest would wait for ever.
+    """
+
+    limits: Limits
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Take note of a new connection."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # `pause_writing` is called when a byte has to wait
+
+    def pause_writing(self) -> None:
+        """Take note that a client does not read."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.limits.body_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Take note that it has read everything."""
+        super().resume_writing()
+        self._forget_unread()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take note of the end of the connection."""
+        super().connection_lost(exc)
+        self._forget_unread()
+
+    def _forget_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+
+
+class _LimitedWebSocket(_ReadInTime, AutoWebSocketsProtocol):
+    """The WebSocket protocol of uvicorn, with limits of time for clients that do not read."""
+
+    async def run_asgi(self) -> None:
+        """Run the application. A client has some time to read the last events after its end."""
+        await super().run_asgi()
+        self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)
+
+
+class _LimitedProtocol(_ReadInTime, AutoHTTPProtocol):
     """
     The HTTP protocol of uvicorn, with limits for connections, which hold a file descriptor and need no key. There is a
     limit of time and number for those without a request, which are those before the end of its head and those after an
     answer, and a limit of time for those whose client does not read its answer.
     """
 
-    limits: Limits
     idle: dict["_LimitedProtocol", None]  # connections without a request, the oldest first
     _late: asyncio.TimerHandle | None = None
-    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Take note of a new connection."""
@@ -69,16 +114,6 @@ class _LimitedProtocol(AutoHTTPProtocol):
         """Take note of the end of an answer."""
         super().on_response_complete()
         self._watch()
-
-    def pause_writing(self) -> None:
-        """Take note that a client does not read."""
-        super().pause_writing()
-        self._unread = self.loop.call_later(self.limits.body_seconds, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """Take note that it does again."""
-        super().resume_writing()
-        self._unread.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note of the end of the connection."""
@@ -105,7 +140,8 @@ def uvicorn_options(limits: Limits) -> dict[str, Any]:
     """Return the options of `uvicorn.Config` that keep the limits of a server."""
     # `limit_concurrency` would count connections that send nothing, and refuse `/health` too.
     protocol = type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits, "idle": {}})
-    options = {"http": protocol, "ws_max_size": limits.max_event_bytes}
+    sockets = type("LimitedWebSocket", (_LimitedWebSocket,), {"limits": limits})
+    options = {"http": protocol, "ws": sockets, "ws_max_size": limits.max_event_bytes}
     # Pictures do not get smaller, and a few kilobytes could unpack to many megabytes.
     options |= {"ws_per_message_deflate": False, "timeout_graceful_shutdown": 5}
     # Paths of WebSockets have resume tokens, which do not belong into a log.

@@ -32,16 +32,16 @@ class Limits:
         max_output_tokens (`int`): Most tokens of a reply.
         max_text (`int`): Most characters of a question, an instruction or a system prompt.
         max_waiting (`int`): Frames of a stream that may wait. Beyond it the oldest is dropped.
-        max_unsent (`int`): Events that a client may leave unread. A slower client is disconnected with code 1013, and
-            its session waits to be resumed.
+        max_unsent (`int`): Events that a client may leave unread. A slower client is disconnected with code 1013,
+            which it may not get, and its session waits to be resumed.
         idle_seconds (`float`): A session without events from its client ends after so many seconds.
         resume_seconds (`float`): A session whose connection broke off waits so many seconds to be resumed.
         fetch_seconds (`float`): Seconds that a URL may take.
         show_seconds (`float`): Seconds in which the pictures and videos of a chat request must be seen.
         head_seconds (`float`): Seconds from the beginning of a connection, or from an answer, in which the head of a
             request must come. Then the connection is closed.
-        body_seconds (`float`): Seconds that the body of a request may take. A client that reads nothing of an answer
-            for so long is disconnected.
+        body_seconds (`float`): Seconds that the body of a request may take. A client that leaves an answer or an event
+            unread for so long is disconnected.
         stall_seconds (`float`): A step of the engine that takes longer makes `/health` answer 503.
         reply_seconds (`float`): Seconds that an HTTP request may wait for the model.
         max_audio_seconds (`float`): Seconds of audio of a session that wait to be committed or transcribed.

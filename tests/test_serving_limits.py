@@ -21,7 +21,7 @@ from serving_server import picture, running
 from tiny import tiny_model, tiny_processor
 from websockets.sync.client import connect as connect_websocket
 
-from videollm_mod.serving import chat
+from videollm_mod.serving import chat, connections
 from videollm_mod.serving.bodies import load_json
 from videollm_mod.serving.chat import FORMATS
 from videollm_mod.serving.connections import Concurrency
@@ -161,14 +161,71 @@ def test_connections_that_stay_open_after_an_answer_are_limited_in_number(server
         assert is_closed(held[0]) and client.get("/health").status_code == 200
 
 
-def test_a_client_that_reads_no_answer_keeps_no_connection(server):
+@pytest.mark.parametrize("count", [6, 30], ids=["a little", "much"])
+def test_a_client_that_reads_no_answer_keeps_no_connection(server, count):
     host, port = server.address.split(":")
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((host, int(port)))
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 30)  # 200 kB
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * count)  # 7 kB each
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             until(lambda: connection.sendall(b"\r\n"))
+
+
+@contextmanager
+def unread(address):
+    """A WebSocket whose client has read its first event and reads nothing more."""
+    with socket.socket() as raw:
+        # Smaller before connecting: Linux drops what arrives, also acknowledgements, if a window shrinks later.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect((address.split(":")[0], int(address.split(":")[1])))
+        key = "dGhlIHNhbXBsZSBub25jZQ=="
+        raw.sendall(
+            f"GET /v1/realtime HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        assert raw.recv(100).startswith(b"HTTP/1.1 101 ")
+        yield raw
+
+
+def is_cut(connection):
+    """Whether the server has cut a connection, which then takes nothing more."""
+    try:
+        connection.send(b"\x8a\x80\0\0\0\0")  # a pong
+    except (ConnectionResetError, BrokenPipeError):
+        return True
+    return False
+
+
+def test_a_websocket_that_is_not_read_is_cut_and_its_session_waits(server):
+    with unread(server.address) as connection:
+        session = [*server.sessions][-1]
+        conversation = session.conversation
+
+        async def tell():
+            for _ in range(100):
+                conversation.emit("note", text="x" * 1000)
+
+        run(server, tell())
+        until(lambda: is_cut(connection))
+        until(lambda: conversation.connection is None)
+    assert session.over is None and conversation.sent < conversation.number
+    run(server, session.close())
+
+
+def test_a_websocket_that_is_not_read_is_cut_after_the_end_of_its_session(monkeypatch):
+    """What is left is less than uvicorn lets wait."""
+    monkeypatch.setattr(connections, "_CLOSE_SECONDS", 0.5)
+    with running(tiny_model(), tiny_processor(), engine_options=ENGINE) as (address, server), unread(address) as raw:
+        session = [*server.sessions][-1]
+
+        async def tell_and_end():
+            for _ in range(50):
+                session.conversation.emit("note", text="x" * 1000)
+            await session.close()
+
+        run(server, tell_and_end())
+        until(lambda: is_cut(raw))
 
 
 def ask_for_health(connection):
