@@ -129,7 +129,7 @@ class Completion:
         lengths = [part.seconds for part in media if isinstance(part, Media)]
         num_pictures = sum(not isinstance(part, (Media, tuple)) for part in media)
         left = self.session.stream.session.max_frames - num_pictures
-        if sum(math.ceil(seconds * self.fps) for seconds in lengths) > left:
+        if sum(lengths) and sum(math.ceil(seconds * self.fps) for seconds in lengths) > left:
             # Each video has up to one frame more than its share.
             self.fps = min(self.fps, max(1, left + 1 - len(lengths)) / sum(lengths))
 

@@ -109,6 +109,13 @@ def test_videos_of_a_request_share_what_the_stream_remembers(client, files):
     assert two["fps"] == pytest.approx(one["fps"] / 2, rel=0.1)
 
 
+def test_more_pictures_than_a_stream_remembers_are_answered():
+    with running(*embedded()[:2], name="tiny", engine_options=ROOMY | {"max_frames": 4}) as (address, _):
+        client = OpenAI(api_key="-", base_url=f"http://{address}/v1", max_retries=0)
+        asked = ask(client, *[image(data_uri(embedded()[2][1]))] * 5, max_tokens=1)
+    assert asked.videollm_mod["frames"] == 5
+
+
 def test_a_picture_at_an_address_is_one_in_the_request(client, files):
     expected = answer_of_a_session(frames=embedded()[2][1:2], times=[0.0])
     named = ask(client, image(f"http://localhost:{files.server_port}/picture.jpg"))
