@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import threading
 import time as clock
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -145,16 +145,27 @@ class Completion:
     def _show_video(self, video: Media) -> None:
         """Show a video file."""
         begin, waiting = self._next, []
-        # The frames may last longer than the file has said.
-        for time, frame in read_video(self._open(video), fps=self.fps, end=video.seconds):
+        for time, frame in self._read(video):
             waiting.append((begin + time, frame))
             if len(waiting) == _FRAMES_AT_ONCE:
                 self._push(waiting)
-        if self._stop.is_set():
-            wrong = f"The video was not seen within {self.limits.show_seconds:g} s, which is the limit."
-            raise RequestError(wrong, status=413, code="video_too_large", param=video.param)
         self._push(waiting)
         self._next += 1 / self.fps
+
+    def _read(self, video: Media) -> Iterator[tuple[float, Any]]:
+        """Yield the frames of a video file. Raise [`RequestError`] if it cannot be read, or not in time."""
+        try:
+            # The frames may last longer than the file has said.
+            yield from read_video(self._open(video), fps=self.fps, end=video.seconds)
+        except (ValueError, OSError):
+            self._refuse_if_late(video.param)  # a reader that was stopped may have found no frame
+            raise _unreadable(video) from None
+        self._refuse_if_late(video.param)
+
+    def _refuse_if_late(self, param: str | None) -> None:
+        if self._stop.is_set():
+            wrong = f"The video was not seen within {self.limits.show_seconds:g} s, which is the limit."
+            raise RequestError(wrong, status=413, code="video_too_large", param=param)
 
     def _open(self, video: Media) -> VideoReader:
         return VideoReader(video.url, formats=FORMATS, max_pixels=self.limits.max_frame_pixels, stop=self._stop)
@@ -174,7 +185,7 @@ class Completion:
         except RequestError:
             raise
         except (ValueError, OSError):
-            raise RequestError("This is not a readable video.", code="invalid_video", param=video.param) from None
+            raise _unreadable(video) from None
         if seconds > self.limits.max_video_seconds or pixels > self.limits.max_frame_pixels:
             wrong = f"The video has {seconds:.0f} s and {pixels} pixels; the limits are "
             wrong += f"{self.limits.max_video_seconds:g} s and {self.limits.max_frame_pixels} pixels."
@@ -259,6 +270,10 @@ class _Stream(StreamingResponse):
             await super().__call__(*arguments)
         finally:
             await self.completion.end()
+
+
+def _unreadable(video: Media) -> RequestError:
+    return RequestError("This is not a readable video.", code="invalid_video", param=video.param)
 
 
 async def answer(completion: Completion, request: Request) -> Response:

@@ -9,6 +9,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from engines import embedded
@@ -17,7 +18,8 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from serving_server import ROOMY, data_uri, picture, running
 
 from videollm_mod.serving import fetching
-from videollm_mod.serving.chat_messages import ChatRequest
+from videollm_mod.serving.chat import Completion
+from videollm_mod.serving.chat_messages import ChatRequest, Media
 from videollm_mod.serving.fetching import fetch, is_public
 from videollm_mod.serving.limits import Limits, RequestError
 
@@ -298,6 +300,28 @@ def test_wrong_files(client):
         with pytest.raises(APIStatusError) as error:
             ask(client, part)
         assert error.value.body["code"] == code, part
+
+
+def test_a_video_without_a_readable_frame_is_named_by_its_field(client):
+    data = bytearray((SAMPLES / "streamworld.mp4").read_bytes())
+    at = data.index(b"mdat")
+    size = int.from_bytes(data[at - 4 : at], "big")
+    data[at + 4 : at - 4 + size] = bytes(size - 8)  # its index still names the frames
+    with pytest.raises(APIStatusError) as error:
+        ask(client, video(f"data:video/mp4;base64,{base64.b64encode(data).decode()}"))
+    assert error.value.body["message"] == "This is not a readable video."
+    assert (error.value.body["code"], error.value.body["param"]) == (
+        "invalid_video",
+        "messages.0.content.0.video_url.url",
+    )
+
+
+def test_a_video_that_takes_too_long_is_not_called_broken():
+    completion = Completion(SimpleNamespace(limits=Limits()), ChatRequest({"messages": HELLO}, Limits()))
+    completion._stop.set()  # as when the time is over
+    with pytest.raises(RequestError, match="within 300 s, which is the limit") as error:
+        list(completion._read(Media("video_url", str(SAMPLES / "streamworld.mp4"), "url", seconds=8.5)))
+    assert (error.value.status, error.value.param) == (413, "url")
 
 
 # ---------------------------------------------------------------------------------------------------------------- URLs
