@@ -53,6 +53,8 @@ class Completion:
         self.num_frames, self.fps = 0, asked.fps
         self._files, self._stop = ExitStack(), threading.Event()
         self._next = 0.0  # time of the next frame
+        self._ends = 0.0  # when the request takes too long, by the clock of the event loop
+        self._num_bytes = 0  # of its files
 
     async def open(self) -> None:
         """Open a session. This comes before anything is fetched, so that a full server fetches nothing."""
@@ -71,15 +73,17 @@ class Completion:
 
     async def begin(self) -> None:
         """Fetch what the request names, show it, and ask. Raise [`RequestError`] if that fails."""
-        late = asyncio.get_running_loop().call_later(self.limits.show_seconds, self._stop.set)
+        self._ends = asyncio.get_running_loop().time() + self.limits.show_seconds
+        late = asyncio.get_running_loop().call_at(self._ends, self._stop.set)
         try:
             media = [await self._fetch(part) if isinstance(part, Media) else part for part in self.asked.parts]
             self._choose_fps(media)
-            for part in media:
+            for part, shown in zip(self.asked.parts, media, strict=True):
                 if isinstance(part, tuple):
                     await self.session.ask(part[1], reply_now=False, role=part[0])
                 else:
-                    await self._show(part)
+                    self._refuse_if_late(part.param)
+                    await self._show(shown)
             self.asked.parts.clear()  # they may hold files
             self.reply = await self.session.ask(self.asked.question)
             # Without a frame, a stream answers at its end.
@@ -106,23 +110,45 @@ class Completion:
     async def _fetch(self, part: Media) -> Any:
         """Return a picture, or the name of a file with a video."""
         self.session.touch()
+        self._refuse_if_late(part.param)
         is_picture = part.kind == "image_url"
-        most = self.limits.max_frame_bytes if is_picture else self.limits.max_video_bytes
-        with ExitStack() as stack:
-            file = io.BytesIO() if is_picture else stack.enter_context(tempfile.NamedTemporaryFile())
+        try:
+            with ExitStack() as stack:
+                file = io.BytesIO() if is_picture else stack.enter_context(tempfile.NamedTemporaryFile())
+                await self._copy(part, file)
+                if is_picture:
+                    data = file.getvalue()
+                    return await self.server.sessions.run(lambda: read_picture(data, self.limits, param=part.param))
+                file.flush()
+                self._files.push(stack.pop_all())
+        except OSError as error:
+            wrong = f"The server cannot keep the file ({error.strerror}): try again later."
+            raise RequestError(wrong, status=503, code="server_busy", param=part.param, retry_after=5) from None
+        video = Media(part.kind, file.name, part.param)
+        return replace(video, seconds=await self.session.work(lambda: self._measure(video)))
+
+    async def _copy(self, part: Media, file: Any) -> None:
+        """Write a picture or a video into a file."""
+        left = self.limits.max_video_bytes - self._num_bytes
+        most = min(left, self.limits.max_frame_bytes) if part.kind == "image_url" else left
+        try:
             if part.url[:5].lower() == "data:":
                 decode = partial(read_data_uri, part.url, most_bytes=most, param=part.param)
                 await self.server.sessions.run(lambda: file.write(decode()))
             else:
-                limits = {"most_bytes": most, "seconds": self.limits.fetch_seconds, "param": part.param}
+                seconds = min(self.limits.fetch_seconds, self._ends - asyncio.get_running_loop().time())
+                limits = {"most_bytes": most, "seconds": seconds, "param": part.param}
                 await fetch(part.url, file, allows_private=self.server.allows_private_urls, **limits)
-            if is_picture:
-                data = file.getvalue()
-                return await self.server.sessions.run(lambda: read_picture(data, self.limits, param=part.param))
-            file.flush()
-            self._files.push(stack.pop_all())
-        video = Media(part.kind, file.name, part.param)
-        return replace(video, seconds=await self.session.work(lambda: self._measure(video)))
+        except RequestError as error:
+            if asyncio.get_running_loop().time() >= self._ends:
+                self._stop.set()
+                self._refuse_if_late(part.param)
+            if error.code == "file_too_large" and most == left < self.limits.max_video_bytes:
+                wrong = "The pictures and videos of the request have more than "
+                wrong += f"{self.limits.max_video_bytes} bytes together, which is the limit."
+                raise RequestError(wrong, status=413, code="file_too_large", param=part.param) from None
+            raise
+        self._num_bytes += file.tell()
 
     def _choose_fps(self, media: list[Any]) -> None:
         """See all videos at `fps`, or at a lower rate if the stream would forget frames of this request otherwise."""
@@ -164,7 +190,8 @@ class Completion:
 
     def _refuse_if_late(self, param: str | None) -> None:
         if self._stop.is_set():
-            wrong = f"The video was not seen within {self.limits.show_seconds:g} s, which is the limit."
+            wrong = "The pictures and videos of the request were not fetched and seen within "
+            wrong += f"{self.limits.show_seconds:g} s, which is the limit."
             raise RequestError(wrong, status=413, code="video_too_large", param=param)
 
     def _open(self, video: Media) -> VideoReader:

@@ -26,7 +26,7 @@ class Limits:
             `/health`. Of so many more connections without a request, the oldest is closed.
         max_frame_bytes (`int`): Largest JPEG or PNG file of a frame.
         max_frame_pixels (`int`): Largest picture, width times height.
-        max_video_bytes (`int`): Largest video or picture that a URL names.
+        max_video_bytes (`int`): Most bytes of all pictures and videos of a chat request.
         max_video_seconds (`float`): Longest video of a chat request.
         max_fps (`float`): Most frames per second that a stream may ask to be seen.
         max_output_tokens (`int`): Most tokens of a reply.
@@ -37,7 +37,7 @@ class Limits:
         idle_seconds (`float`): A session without events from its client ends after so many seconds.
         resume_seconds (`float`): A session whose connection broke off waits so many seconds to be resumed.
         fetch_seconds (`float`): Seconds that a URL may take.
-        show_seconds (`float`): Seconds in which the pictures and videos of a chat request must be seen.
+        show_seconds (`float`): Seconds in which the pictures and videos of a chat request must be fetched and seen.
         head_seconds (`float`): Seconds from the beginning of a connection, or from an answer, in which the head of a
             request must come. Then the connection is closed.
         body_seconds (`float`): Seconds that the body of a request may take. A client that leaves an answer or an event

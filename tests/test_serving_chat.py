@@ -5,12 +5,17 @@
 import asyncio
 import base64
 import io
+import resource
+import socket
 import threading
+import time as clock
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from engines import embedded
 from openai import APIStatusError, OpenAI
@@ -314,6 +319,57 @@ def test_a_video_without_a_readable_frame_is_named_by_its_field(client):
         "invalid_video",
         "messages.0.content.0.video_url.url",
     )
+
+
+@pytest.fixture(scope="module")
+def strict():
+    """A server with small limits for all files of a request, and what its endpoints share."""
+    options = {"engine_options": ROOMY, "allow_private_urls": True, "max_waiting": 4}
+    options |= {"show_seconds": 3.0, "max_video_bytes": 40_000}
+    with running(*embedded()[:2], name="tiny", **options) as (address, server):
+        yield OpenAI(api_key="-", base_url=f"http://{address}/v1", max_retries=0, timeout=60), server
+
+
+def refused(client, *parts):
+    with pytest.raises(APIStatusError) as error:
+        ask(client, *parts)
+    return error.value.status_code, error.value.body["code"], error.value.body["param"]
+
+
+def test_the_time_for_files_counts_fetching(strict):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and never answers
+        url, begin = f"http://127.0.0.1:{silent.getsockname()[1]}/", clock.monotonic()
+        assert refused(strict[0], image(url)) == (413, "video_too_large", "messages.0.content.0.image_url.url")
+    assert clock.monotonic() - begin < 20  # and not `fetch_seconds`
+
+
+def test_the_time_for_files_counts_pictures(strict):
+    client, server = strict
+    with ThreadPoolExecutor() as threads:
+        with server.engine._stepping:  # nothing is seen meanwhile
+            asked = threads.submit(refused, client, *[image(data_uri(np.zeros((32, 32, 3), np.uint8)))] * 8)
+            clock.sleep(5)
+        assert asked.result()[:2] == (413, "video_too_large")
+
+
+def test_files_of_a_request_have_one_limit_together(strict):
+    shown = data_uri(np.random.default_rng(0).integers(0, 255, (80, 80, 3), np.uint8))  # 19 kB
+    assert ask(strict[0], *[image(shown)] * 2).videollm_mod["frames"] == 2
+    expected = (413, "file_too_large", "messages.0.content.2.image_url.url")
+    assert refused(strict[0], *[image(shown)] * 3) == expected
+
+
+def test_a_disk_without_room_is_one_line(client):
+    clip = base64.b64encode((SAMPLES / "streamworld.mp4").read_bytes()).decode()
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most[1]))  # of a file, which is less than the clip
+    try:
+        with pytest.raises(APIStatusError) as error:
+            ask(client, video(f"data:video/mp4;base64,{clip}"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert error.value.status_code == 503
+    assert error.value.body["message"] == "The server cannot keep the file (File too large): try again later."
 
 
 def test_a_video_that_takes_too_long_is_not_called_broken():
