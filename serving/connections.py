@@ -5,13 +5,14 @@
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from .error_answers import refuse
 from .limits import Limits, RequestError
 
 
+_HEAD_BYTES = 65_536  # of a request
 _CLOSE_SECONDS = 10.0  # for which a WebSocket may take to close after its last event
 
 
@@ -90,11 +91,12 @@ class _LimitedWebSocket(_ReadInTime, AutoWebSocketsProtocol):
         self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)
 
 
-class _LimitedProtocol(_ReadInTime, AutoHTTPProtocol):
+class _LimitedProtocol(_ReadInTime, H11Protocol):
     """
     The HTTP protocol of uvicorn, with limits for connections, which hold a file descriptor and need no key. There is a
     limit of time and number for those without a request, which are those before the end of its head and those after an
-    answer, and a limit of time for those whose client does not read its answer.
+    answer, and a limit of time for those whose client does not read its answer. h11 limits the size of a head, which
+    httptools would not.
     """
 
     idle: dict["_LimitedProtocol", None]  # connections without a request, the oldest first
@@ -141,7 +143,8 @@ def uvicorn_options(limits: Limits) -> dict[str, Any]:
     # `limit_concurrency` would count connections that send nothing, and refuse `/health` too.
     protocol = type("LimitedProtocol", (_LimitedProtocol,), {"limits": limits, "idle": {}})
     sockets = type("LimitedWebSocket", (_LimitedWebSocket,), {"limits": limits})
-    options = {"http": protocol, "ws": sockets, "ws_max_size": limits.max_event_bytes}
+    options = {"http": protocol, "h11_max_incomplete_event_size": _HEAD_BYTES}
+    options |= {"ws": sockets, "ws_max_size": limits.max_event_bytes}
     # Pictures do not get smaller, and a few kilobytes could unpack to many megabytes.
     options |= {"ws_per_message_deflate": False, "timeout_graceful_shutdown": 5}
     # Paths of WebSockets have resume tokens, which do not belong into a log.

@@ -246,6 +246,16 @@ def is_closed(connection):
         return True
 
 
+def test_a_head_has_a_limit_of_size(server, client):
+    known = client.get("/health", headers={"x-long": "x" * 60_000})
+    assert known.status_code == 200
+    with socket.create_connection(tuple(server.address.split(":")), timeout=30) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        for number in range(9):
+            connection.sendall(f"X-{number}: {'x' * 8000}\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")  # and does not wait for the rest
+
+
 def test_a_head_after_an_answer_has_the_same_limit(server):
     with socket.create_connection(tuple(server.address.split(":")), timeout=30) as connection:
         for _ in range(2):
