@@ -5,6 +5,7 @@
 import asyncio
 from typing import Any
 
+from transformers.utils import logging
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
@@ -12,7 +13,10 @@ from .error_answers import refuse
 from .limits import Limits, RequestError
 
 
+logger = logging.get_logger(__name__)
+
 _HEAD_BYTES = 65_536  # of a request
+_OWN_FILES = 200  # that a server has open besides those of its connections
 _CLOSE_SECONDS = 10.0  # for which a WebSocket may take to close after its last event
 
 
@@ -138,6 +142,25 @@ class _LimitedProtocol(_ReadInTime, H11Protocol):
             self.idle.pop(self, None)
 
 
+def allow_open_files(limits: Limits) -> None:
+    """Let this process open as many files as a server needs, or warn that the system allows fewer."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    # Each request may open a file or a connection of its own.
+    needed = 2 * limits.max_connections + _OWN_FILES
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < needed:
+        now = needed if most == resource.RLIM_INFINITY else min(needed, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (now, most))
+        if now < needed:
+            logger.warning(
+                f"The system allows {now} open files, and {limits.max_connections} connections may need {needed}: "
+                f"allow more, such as with `ulimit -n {needed}`, or lower `max_connections`."
+            )
+
+
 def uvicorn_options(limits: Limits) -> dict[str, Any]:
     """Return the options of `uvicorn.Config` that keep the limits of a server."""
     # `limit_concurrency` would count connections that send nothing, and refuse `/health` too.
@@ -151,4 +174,4 @@ def uvicorn_options(limits: Limits) -> dict[str, Any]:
     return options | {"access_log": False, "log_level": "warning"}
 
 
-__all__ = ["Concurrency", "uvicorn_options"]
+__all__ = ["Concurrency", "allow_open_files", "uvicorn_options"]

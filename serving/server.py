@@ -25,7 +25,7 @@ from .access import Access, owner_of
 from .bodies import Bodies
 from .chat import Completion, answer, unless_gone
 from .chat_messages import ChatRequest
-from .connections import Concurrency, uvicorn_options
+from .connections import Concurrency, allow_open_files, uvicorn_options
 from .engine import StreamingEngine
 from .error_answers import add_error_answers, error_response, moved_response
 from .event_fields import boolean_of, check_model
@@ -228,6 +228,7 @@ def run(app: FastAPI, *, host: str, port: int, say: Callable[[str], None]) -> No
         `OSError`: If it cannot listen there.
     """
     server = app.state.server
+    allow_open_files(server.limits)
     server.allowed_hosts.add(host.lower())
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

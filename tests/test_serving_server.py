@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -27,6 +28,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as connect_websocket
 
 from videollm_mod.serving import live_sessions
+from videollm_mod.serving.connections import allow_open_files
+from videollm_mod.serving.limits import Limits
 from videollm_mod.serving.server import create_app, run
 
 
@@ -238,6 +241,22 @@ def test_a_port_that_is_taken_is_named():
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=f"at 127.0.0.1, port {port} .Address already in use.: choose others"):
             run(app, host="127.0.0.1", port=port, say=print)
+
+
+def test_a_server_may_open_the_files_that_its_connections_need(caplog):
+    app = create_app(tiny_model(), tiny_processor(), engine_options={"max_streams": 1, "max_frames": 4})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, before[1]))
+        try:
+            with pytest.raises(OSError, match="choose others"):
+                run(app, host="127.0.0.1", port=other.getsockname()[1], say=print)
+            raised, warnings = resource.getrlimit(resource.RLIMIT_NOFILE)[0], list(caplog.messages)
+            allow_open_files(Limits(max_connections=before[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert raised == 2200 and not warnings
+    assert f"{before[1]} connections may need {2 * before[1] + 200}: allow more" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------- keys and limits
