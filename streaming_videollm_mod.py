@@ -351,9 +351,9 @@ class StreamingSession:
             self._questions.remove(question)
         return is_waiting
 
-    def interrupt(self) -> None:
-        """Cut short the reply in progress, if there is one."""
-        self._interrupted = clock.perf_counter()
+    def interrupt(self, begun: float = math.inf) -> None:
+        """Cut short the reply in progress, if there is one and it had begun by this time of `time.perf_counter()`."""
+        self._interrupted = max(self._interrupted, min(begun, clock.perf_counter()))
 
     def discard(self) -> None:
         """Drop frames and questions that wait, and cut short the reply in progress and later ones."""

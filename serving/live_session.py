@@ -326,7 +326,7 @@ class LiveSession:
         if reply is not None:
             # The engine may still be reading the question. The reply has no word then.
             reply.is_cancelled = True
-            await self.work(self.stream.interrupt)
+            await self.work(lambda: self.stream.interrupt(reply.begun, question=reply.question))
         return reply
 
     async def update(
@@ -444,11 +444,11 @@ class LiveSession:
             self._count_frames(progress)
         if progress.has_begun:
             self.reply = self.asked.pop(id(progress.question), None) or Reply()
-            self.reply.context, self.reply.image = progress.context, progress.image
+            self.reply.context, self.reply.image, self.reply.begun = progress.context, progress.image, progress.begun
             self.reply.cached, self._context = min(self._context, progress.context), progress.context
             self._tell("begin", self.reply)
             if self.reply.is_cancelled and progress.event is None:
-                self.sessions.start(self.work(self.stream.interrupt))
+                self.sessions.start(self.work(lambda: self.stream.interrupt(progress.begun)))
         if progress.words:
             self.reply.text += progress.words
             self._tell("words", self.reply, progress.words)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One stream of an engine: it takes frames and questions, and the engine does the work."""
 
+import math
 import os
 import queue
 import time as clock
@@ -157,10 +158,17 @@ class EngineStream:
         with self._engine.changed:
             return self.session.withdraw(question)
 
-    def interrupt(self) -> None:
-        """Cut short the reply in progress, if there is one."""
+    def interrupt(self, begun: float = math.inf, *, question: Any = None) -> None:
+        """
+        Cut short the reply in progress, if there is one. Which one it is may have changed since the caller has looked.
+
+        Args:
+            begun (`float`, *optional*): Only if it had begun by then, by `time.perf_counter()`.
+            question (*optional*): Only if it answers this question, as [`~EngineStream.ask`] returned it.
+        """
         with self._engine.changed:
-            self.session.interrupt()
+            if question is None or self.session.answering is question:
+                self.session.interrupt(begun)
 
     def set_speaking(self, **options: Any) -> None:
         """Change when to speak without being asked; see [`~StreamingSession.set_speaking`]."""

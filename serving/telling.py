@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames and replies of a session, and a report to another thread of what its stream did in a step of the engine."""
 
+import math
 import secrets
+import time as clock
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +62,7 @@ class Reply:
         is_silenced (`bool`): Whether a client cancelled it when its text was complete, but not its speech.
         context (`int`), cached (`int`), image (`int`): Tokens in the cache at its beginning, those that were there
             at the end of the reply before, and those of frames.
+        begun (`float`): A time at which it had begun and later replies had not, by `time.perf_counter()`.
     """
 
     reply_id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(10)}")
@@ -76,6 +79,7 @@ class Reply:
     context: int = 0
     cached: int = 0
     image: int = 0
+    begun: float = math.inf
 
     @property
     def is_over(self) -> bool:
@@ -98,6 +102,7 @@ class Progress:
         words (`str`): New words of the reply.
         event ([`StreamEvent`], *optional*): The reply, if it has ended.
         context (`int`), image (`int`): Tokens in the cache when the reply began, and those of frames.
+        begun (`float`): When its first token was there, by `time.perf_counter()`.
         is_idle (`bool`): Whether the stream has nothing left to do.
         is_done (`bool`), error (`str`, *optional*): Whether it has ended, and by what fault.
     """
@@ -113,6 +118,7 @@ class Progress:
     event: StreamEvent | None = None
     context: int = 0
     image: int = 0
+    begun: float = math.inf
     is_idle: bool = False
     is_done: bool = False
     error: str | None = None
@@ -131,7 +137,7 @@ class Teller(BaseStreamer):
         self.session: Any = None
         self._tokens: list[int] = []
         self._told = ""
-        self._is_new, self._context, self._image = True, 0, 0
+        self._is_new, self._context, self._image, self._begun = True, 0, 0, math.inf
         self._num_frames, self._was_idle, self._was_done = 0, None, False
         self._begin_step()
 
@@ -163,7 +169,7 @@ class Teller(BaseStreamer):
             return
         session = self.session
         self._is_new, self._has_begun, self._question = False, True, session.answering
-        self._context = int(session.cache.get_seq_length())
+        self._begun, self._context = clock.perf_counter(), int(session.cache.get_seq_length())
         self._image = session.num_remembered * session.model.config.frame_num_tokens
 
     def take(self, stream: EngineStream, said: Sequence[StreamEvent]) -> Progress | None:
@@ -187,7 +193,7 @@ class Teller(BaseStreamer):
             progress.latencies, progress.silence = session.frame_latencies[-num_new:], session.interval_probability
             progress.kept = kept_share(session.kept_tokens)
         progress.has_begun, progress.question, progress.words = self._has_begun, self._question, self._words
-        progress.context, progress.image = self._context, self._image
+        progress.context, progress.image, progress.begun = self._context, self._image, self._begun
         if self._has_ended:
             self._add_end(progress, said)
         self._begin_step()

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import socket
+import threading
 import time as clock
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -142,6 +143,28 @@ def test_a_fault_that_ends_a_session_is_told_as_one_of_the_server():
 
     assert asyncio.run(ask(breaks=True)) == (500, "session_failed")
     assert asyncio.run(ask(breaks=False)) == (410, "session_over")
+
+
+def test_a_reply_that_is_cancelled_at_its_end_does_not_cut_the_next_one():
+    """All threads are busy, so the engine learns of it when the next reply has begun."""
+
+    async def cancel():
+        async with serving(max_output_tokens=30) as server:
+            session, may_go = await server.sessions.open(SILENT, instructions=""), threading.Event()
+            await show(session, 0.0)
+            replies = [await session.ask("What is it?") for _ in range(2)]
+            await session.until(lambda: session.reply is replies[0])
+            for _ in range(server.engine.max_streams + 4):
+                server.sessions._threads.submit(may_go.wait)
+            cancelling = asyncio.ensure_future(session.cancel())
+            await session.until(lambda: session.reply is replies[1])
+            with server.engine._stepping:
+                may_go.set()
+                assert await cancelling is replies[0]
+            await session.until(lambda: replies[1].is_over)
+            return [reply.event.interrupted for reply in replies]
+
+    assert asyncio.run(cancel()) == [False, False]
 
 
 def test_a_chat_before_the_first_frame_ends_when_the_memory_for_text_is_full():

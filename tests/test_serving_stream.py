@@ -59,6 +59,20 @@ def test_frames_and_words_share_steps_and_a_question_interrupts(trained):
     assert min(engine.stats.first_word_latencies) > 0 and len(engine.stats.frame_latencies) > 0
 
 
+@pytest.mark.parametrize("cut", [0, 1])
+def test_the_answer_to_one_question_is_cut_short_and_no_other(cut):
+    engine = tiny_engine()
+    stream = engine.open(speak=lambda _: False)
+    stream.push(random_frames(1))
+    questions = [stream.ask("a"), stream.ask("b")]
+    while stream.session.answering is not questions[1]:
+        engine.step()
+    stream.interrupt(question=questions[cut])
+    engine.run()
+    replies = [event for event in stream.events if event.role == "assistant"]
+    assert [reply.interrupted for reply in replies] == [False, cut == 1]
+
+
 def test_a_streamer_may_interrupt_a_session(trained):
     """Without an engine: a question asked during `push` comes when the reply is cut."""
     model, processor, frames = trained
