@@ -135,6 +135,26 @@ class SavedSessions:
         if self.folder is not None:
             await self._remove(session)
 
+    async def remove(self, session_id: str, owner: str | None = None) -> bool:
+        """
+        Remove a saved session of an owner by its name, without restoring it: a full server has no room for it.
+
+        Returns:
+            `bool`: Whether there was one. A session that goes on here is none.
+
+        Raises:
+            [`RequestError`]: If the session is damaged, cannot be reached, or goes on at another server.
+        """
+        wanted = Wanted(owner, session_id=session_id)
+        if self._is_here(wanted):
+            return False
+        self.sessions.refuse_if_draining()
+        async with self._lock:
+            taken = None if self._is_here(wanted) else await self._take(wanted)
+            if taken is not None:
+                await self.sessions.run(lambda: self.folder.discard(taken))
+            return taken is not None
+
     async def save_all(self) -> None:
         """Open no more sessions, and save those that clients can resume. They end here."""
         self.sessions.is_draining = True
@@ -327,15 +347,8 @@ class SavedSessions:
         if self._is_here(wanted):
             return None
         self.sessions.refuse_if_draining()
-        await run(lambda: self._refuse_if_held(wanted))
-        try:
-            taken = await run(lambda: folder.take(wanted.secret))
-        except OSError as error:
-            raise unreadable(error) from None
-        except ValueError as error:
-            raise lost(error) from None
+        taken = await self._take(wanted)
         if taken is None:
-            await run(lambda: self._refuse_if_held(wanted))  # another server was faster
             return None
         await run(lambda: self._note(wanted, ""))
         try:
@@ -358,6 +371,19 @@ class SavedSessions:
             await run(lambda: self._note(wanted, session.session_id))
             self._moved[wanted.note] = session
         return session
+
+    async def _take(self, wanted: Wanted) -> Path | None:
+        """Take a session out of the folder, or return `None`. Raise [`RequestError`] if it cannot be had."""
+        await self.sessions.run(lambda: self._refuse_if_held(wanted))
+        try:
+            taken = await self.sessions.run(lambda: self.folder.take(wanted.secret))
+        except OSError as error:
+            raise unreadable(error) from None
+        except ValueError as error:
+            raise lost(error) from None
+        if taken is None:
+            await self.sessions.run(lambda: self._refuse_if_held(wanted))  # another server was faster
+        return taken
 
     async def _let_go(self, taken: Path, session: LiveSession) -> None:
         """Remove the files of a session that goes on here, or keep them until it is saved again."""

@@ -322,6 +322,8 @@ def _add_sessions(app: FastAPI, server: Server) -> None:
 
     @app.delete(path + "/{session_id}")
     async def close(session_id: str, request: Request) -> dict[str, Any]:
+        if await server.saved.remove(session_id, owner_of(request)):
+            return {"id": session_id, "object": "streaming.session", "deleted": True}
         session = await server.saved.find(session_id, owner_of(request))
         last = _state_of(session)
         await server.saved.close(session)

@@ -537,6 +537,22 @@ def test_a_session_that_cannot_be_read_now_stays(state, small):
         assert httpx.get(f"http://{address}/{sessions}/door").json()["id"] == "door"
 
 
+def test_a_saved_session_is_deleted_on_a_full_server(state, small):
+    sessions = "v1/streaming/sessions"
+    serve = partial(small, api_keys=["first", "second"])
+    client, other = (httpx.Client(headers={"api-key": key}, timeout=60) for key in ("first", "second"))
+    with serve() as (address, _):
+        client.post(f"http://{address}/{sessions}", json={"id": "door"})
+    with serve() as (address, _):
+        door = f"http://{address}/{sessions}/door"
+        for name in ("one", "two"):
+            assert other.post(f"http://{address}/{sessions}", json={"id": name}).status_code == 201
+        assert client.get(door).status_code == 503 and len(saved_in(state)) == 1
+        assert other.delete(door).status_code == 404 and len(saved_in(state)) == 1
+        assert client.delete(door).json() == {"id": "door", "object": "streaming.session", "deleted": True}
+        assert saved_in(state) == [] and client.delete(door).status_code == 404
+
+
 def test_a_session_whose_expiry_cannot_be_read_has_not_expired(state):
     folder = StateFolder(state, 10_000)
     keep(folder, "secret")
