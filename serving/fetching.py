@@ -7,7 +7,8 @@ import base64
 import ipaddress
 import re
 import socket
-from typing import BinaryIO
+from contextlib import suppress
+from typing import Any, BinaryIO
 
 import httpx
 from PIL import Image, ImageOps
@@ -17,6 +18,7 @@ from .limits import Limits, RequestError
 
 
 _MOST_REDIRECTS = 5
+_CONNECT_SECONDS = 3.0  # for an address of a host that has further ones
 _DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.=+-]+)*?;base64,", re.IGNORECASE)
 # Addresses of IPv6 that a gateway maps to those of IPv4, in the last four bytes.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -100,14 +102,14 @@ def is_public(address: str) -> bool:
     return is_usual and not any(found in network for network in _NOT_PUBLIC if network.version == found.version)
 
 
-async def _resolve(url: httpx.URL, *, allows_private: bool, param: str | None) -> str:
-    """Return an address of a URL's host. All of its addresses must be public unless private ones are allowed."""
+async def _resolve(url: httpx.URL, *, allows_private: bool, param: str | None) -> list[str]:
+    """Return the addresses of a URL's host. All must be public unless private ones are allowed."""
     host, port = url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise RequestError(f"There is no host {host!r}.", code="unreachable_url", param=param) from None
-    addresses = [entry[4][0] for entry in found]
+    addresses = list(dict.fromkeys(entry[4][0] for entry in found))
     if not allows_private and not all(map(is_public, addresses)):
         raise RequestError(
             f"{host!r} has a private or loopback address, which this server does not fetch from.",
@@ -115,7 +117,7 @@ async def _resolve(url: httpx.URL, *, allows_private: bool, param: str | None) -
             code="private_url",
             param=param,
         )
-    return addresses[0]
+    return addresses
 
 
 async def fetch(
@@ -160,8 +162,8 @@ async def _fetch(url: str, file: BinaryIO, *, most_bytes: int, allows_private: b
     async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
         place = _parse(url, param)
         for _ in range(_MOST_REDIRECTS + 1):
-            address = await _resolve(place, allows_private=allows_private, param=param)
-            response = await transport.handle_async_request(_pinned(place, address))
+            addresses = await _resolve(place, allows_private=allows_private, param=param)
+            response = await _ask(transport, place, addresses)
             try:
                 if response.has_redirect_location:
                     place = _parse(response.headers["location"], param, base=place)
@@ -174,6 +176,14 @@ async def _fetch(url: str, file: BinaryIO, *, most_bytes: int, allows_private: b
             finally:
                 await response.aclose()
     raise RequestError(f"The URL redirects more than {_MOST_REDIRECTS} times.", code="unreachable_url", param=param)
+
+
+async def _ask(transport: httpx.AsyncHTTPTransport, url: httpx.URL, addresses: list[str]) -> httpx.Response:
+    """Return what the first of the addresses answers to which there is a connection."""
+    for address in addresses[:-1]:
+        with suppress(httpx.ConnectError, httpx.ConnectTimeout):
+            return await transport.handle_async_request(_pinned(url, address, timeout={"connect": _CONNECT_SECONDS}))
+    return await transport.handle_async_request(_pinned(url, addresses[-1]))
 
 
 def _parse(url: str, param: str | None, *, base: httpx.URL | None = None) -> httpx.URL:
@@ -191,12 +201,12 @@ def _parse(url: str, param: str | None, *, base: httpx.URL | None = None) -> htt
     return found
 
 
-def _pinned(url: httpx.URL, address: str) -> httpx.Request:
+def _pinned(url: httpx.URL, address: str, **options: Any) -> httpx.Request:
     """Return a request for a URL that connects to an address which was checked."""
     # The name still goes into the request, and into the check of the certificate.
     headers = {"Host": url.netloc.decode(), "User-Agent": "videollm-mod", "Accept": "*/*"}
     headers |= {"Accept-Encoding": "identity"}
-    extensions = {"sni_hostname": url.raw_host.decode().rstrip(".")}
+    extensions = {"sni_hostname": url.raw_host.decode().rstrip("."), **options}
     return httpx.Request("GET", url.copy_with(host=address), headers=headers, extensions=extensions)
 
 

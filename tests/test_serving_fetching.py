@@ -7,6 +7,7 @@ import gzip
 import io
 import socket
 import threading
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
@@ -130,6 +131,26 @@ def test_the_connection_goes_to_the_address_that_was_checked(port, monkeypatch):
     monkeypatch.setattr(fetching, "is_public", lambda address: address == "127.0.0.1")
     assert fetched(f"http://rebinding.example:{port}/") == f"rebinding.example:{port}".encode()
     assert answers == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("first", ["refuses", "is silent"])
+def test_the_next_address_of_a_host_is_tried(port, monkeypatch, first):
+    def resolve(*_, **__):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{number}", port)) for number in (2, 1)]
+
+    monkeypatch.setattr(fetching, "_CONNECT_SECONDS", 0.2)
+    with ExitStack() as stack:
+        if first == "is silent":
+            stack.enter_context(socket.create_server(("127.0.0.2", port), backlog=0))
+            for _ in range(3):  # Linux drops what comes when so many wait
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(("127.0.0.2", port))
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        url = f"http://two.example:{port}/"
+        assert fetched(url, allows_private=True) == f"two.example:{port}".encode()
+        with pytest.raises(RequestError, match="'two.example' has a private or loopback address"):
+            fetched(url)  # each is checked
 
 
 def test_a_data_uri_is_base64_of_ascii():
