@@ -120,6 +120,7 @@ def serve(
     """
     with one_line_errors():
         check_installed()
+        from videollm_mod.serving.access import check_keys
         from videollm_mod.serving.limits import Limits
         from videollm_mod.serving.state_folder import check_saving, own_folder
 
@@ -138,6 +139,7 @@ def serve(
         memory = {"max_streams": max_streams, "max_frames": max_frames, "max_text_tokens": max_text_tokens}
         stored = {"weights": weights, "cache_dtype": cache_dtype, "frame_size": frame_size}
         keys = split_keys(api_key or ())
+        check_keys(keys)
         given = {"api_keys": keys, "cors": cors or (), "allowed_hosts": allowed_host or (), **limits}
         given |= {"allow_private_urls": allow_private_urls}
         if state_dir is None and not no_state_dir:

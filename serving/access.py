@@ -86,6 +86,15 @@ class Access:
         return sum(hmac.compare_digest(known, key.encode()) for known in self.api_keys) > 0
 
 
+def check_keys(api_keys: Sequence[str]) -> None:
+    """Raise `ValueError` if a key is empty, which lets everyone in, or if no header can have it."""
+    if not all(api_keys):
+        raise ValueError("A key of clients is empty: clients without a key would be served.")
+    if not all(key.isascii() and key.isprintable() and key == key.strip() for key in api_keys):
+        wrong = "A key of clients has a character that requests cannot have, or a space at its end: "
+        raise ValueError(wrong + "choose printable ASCII, such as what `openssl rand -hex 32` prints.")
+
+
 def owner_of(request: HTTPConnection) -> str | None:
     """Return to whom the sessions of a request belong: all requests with the same key. `None` if no key is needed."""
     return request.scope.get(_OWNER)
@@ -111,4 +120,4 @@ def _key_of(request: HTTPConnection) -> str:
     return keys[0] if keys else request.headers.get("api-key", "")
 
 
-__all__ = ["Access", "owner_of"]
+__all__ = ["Access", "check_keys", "owner_of"]

@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from transformers.utils import logging
 
 from ..checks_videollm_mod import check_count
-from .access import Access, owner_of
+from .access import Access, check_keys, owner_of
 from .bodies import Bodies
 from .chat import Completion, answer, unless_gone
 from .chat_messages import ChatRequest
@@ -190,10 +190,9 @@ def create_app(
         limits: Fields of [`Limits`].
 
     Raises:
-        `ValueError`: If a limit or an option is out of range, or a key is empty.
+        `ValueError`: If a limit or an option is out of range, or a key is empty or not printable ASCII.
     """
-    if not all(api_keys):
-        raise ValueError("A key of `api_keys` is empty: clients without a key would be served.")
+    check_keys(api_keys)
     if session_prefix and not session_prefix.endswith("."):
         raise ValueError(f"`session_prefix` must end with a dot, got {session_prefix!r}.")
     check_count("max_state_bytes", max_state_bytes)

@@ -286,6 +286,16 @@ def test_empty_keys_are_refused(monkeypatch):
     assert run_command("serve").returncode == 1
 
 
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "tab\tkey", "line\n", " lead"])
+def test_keys_that_no_request_can_have_are_refused(key):
+    with pytest.raises(ValueError, match="a character that requests cannot have") as error:
+        create_app(tiny_model(), tiny_processor(), api_keys=["good", key])
+    assert key not in str(error.value) and "\n" not in str(error.value)
+    if key.isprintable() and key == key.strip():  # the command takes them apart at spaces
+        done = run_command("serve", "--model", "does-not-exist", "--api-key", key)
+        assert done.returncode == 1 and "a character that requests cannot have" in done.stderr
+
+
 def test_pages_of_other_origins_are_refused(strict):
     def answer(origin):
         headers = {"authorization": "Bearer first", "origin": origin}
