@@ -9,7 +9,7 @@ MODEL ?=
 .PHONY: narrate space test test-ray fuzz mutants coverage train gpu checkpoint release-check matrix clean
 
 narrate: $(VENV)/.installed
-	@for video in $(if $(VIDEO),"$(VIDEO)",samples/*.mp4); do \
+	@for video in $(if $(VIDEO),"$(VIDEO)",samples/streamworld.mp4 samples/doomworld.mp4); do \
 		echo "$$video"; \
 		$(BIN)/python cli.py narrate "$$video" $(if $(MODEL),--model "$(MODEL)") $(if $(QUERY),--query "$(QUERY)") || exit 1; \
 	done
@@ -72,7 +72,7 @@ gpu:
 # clip with at least five events of at least four kinds.
 TRAINED := outputs/streamworld_cpu
 checkpoint: $(VENV)/.installed-test
-	$(BIN)/python train/recipe.py --size cpu --twin --minutes 360
+	$(BIN)/python train/recipe.py --size cpu --worlds tiny,doom --twin --minutes 360
 	cp $(TRAINED)/trained/*.json $(TRAINED)/trained/model.safetensors .
 	$(BIN)/videollm-mod verify . --write
 	$(BIN)/python train/card.py $(TRAINED)/trained docs/embedded-checkpoint.md --measures $(TRAINED)/measures.json
@@ -80,7 +80,6 @@ checkpoint: $(VENV)/.installed-test
 	cp $(TRAINED)/narration/loss.png docs/loss.png
 	rm -f samples/*
 	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 117 --fps 12
-	$(BIN)/python train/data/streamworld.py samples --split test --world hard --clip 16 --fps 12 --name streamworld_hard
 	$(BIN)/python train/data/doomworld.py samples --split test --clip 6 --frame_rate 2 --vocabulary small --frame_size 192
 
 # An old pip cannot read this project's licence field, so upgrade it first.

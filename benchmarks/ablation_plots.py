@@ -34,7 +34,8 @@ def draw_quality(worlds: Sequence[dict[str, Variant]], path: Path) -> None:
                 if (value := estimate(found[name], measure)) is not None:
                     bars = [[max(value.value - value.low, 0)], [max(value.high - value.value, 0)]]
                     axes.errorbar([flops], [value.value], bars, fmt="o", capsize=3, color=colors[name], label=name)
-            axes.set(xlabel="GFLOPs per clip, without the vision encoder", ylabel=MEASURES[measure][0])
+            cost = "GFLOPs per clip, without the vision encoder\n(variants of equal cost stand side by side)"
+            axes.set(xlabel=cost, ylabel=MEASURES[measure][0])
             axes.set_title(next(iter(found.values())).first["world"] if row == 0 else "")
             axes.grid(alpha=0.3)
         panels[0][column].legend(fontsize=7, framealpha=0.5)
@@ -61,12 +62,12 @@ def draw_kept(worlds: Sequence[dict[str, Variant]], path: Path) -> None:
     for axes, found in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
         routed = [variant for variant in found.values() if "kept_covered" in variant.first]
         for variant in routed:
-            layers = variant.first["router_layers"]
+            layers = [index + 1 for index in variant.first["router_layers"]]  # counted from 1, as on the page
             shares, color = by_layer(variant, "kept_covered"), colors[variant.name]
             axes.plot(layers, shares, marker="o", color=color, label=variant.name)
         for ratio in sorted({ratio for variant in routed for ratio in variant.first["chance"]}):
             axes.axhline(ratio, color="black", linestyle=":", linewidth=0.8)
-        axes.set(xlabel="layer", ylabel="share of tokens on things kept", ylim=(0, 1))
+        axes.set(xlabel="layer, from 1", ylabel="share of tokens on things kept", ylim=(0, 1))
         axes.set_title(next(iter(found.values())).first["world"])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if routed:

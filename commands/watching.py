@@ -25,8 +25,9 @@ EMBEDDED = Path(__file__).resolve().parents[1]
 # More than the noise of a camera changes, and less than something small that moves.
 REUSE_STATIC = 3.0
 EMBEDDED_NOTICE = (
-    "the embedded checkpoint was trained on generated clips (StreamWorld) and knows nothing else. What it says about "
-    "this video means nothing. `videollm-mod convert` makes a checkpoint of a published model, and --model chooses it."
+    "the embedded checkpoint was trained on generated clips (StreamWorld and DoomWorld) and knows nothing else. What "
+    "it says about this video means nothing. `videollm-mod convert` makes a checkpoint of a published model, and "
+    "--model chooses it."
 )
 
 
@@ -216,10 +217,10 @@ def describe_checkpoint(name: str) -> str:
 
 def foreign_notice(video: str, name: str) -> str:
     """Return what to say about a video that the embedded checkpoint knows nothing of, or `""`."""
-    from videollm_mod.space.loading import KNOWN_WORLD, generated_world
+    from videollm_mod.space.loading import generated_world
     from videollm_mod.video_reading_videollm_mod import VideoReader
 
-    is_foreign = Path(name).resolve() == EMBEDDED and generated_world(video, VideoReader) != KNOWN_WORLD
+    is_foreign = Path(name).resolve() == EMBEDDED and generated_world(video, VideoReader) is None
     return EMBEDDED_NOTICE if is_foreign else ""
 
 

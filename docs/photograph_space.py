@@ -50,7 +50,7 @@ def main() -> None:
             for name, scheme, size in (("light", "light", DESK), ("dark", "dark", DESK), ("phone", "light", PHONE)):
                 page = browser.new_page(viewport=size, color_scheme=scheme)
                 page.goto(f"http://127.0.0.1:{PORT}")
-                page.click("#sample")
+                page.click("#streamworld")
                 page.wait_for_function(f"document.querySelector('#chat').innerText.includes('{LAST}')")
                 page.wait_for_function("document.querySelector('video').ended")
                 page.fill("#question textarea, #question input", "What do you see?")

@@ -37,7 +37,7 @@ from command_line import CommandLineParser
 from gradio import processing_utils
 from gradio.utils import get_upload_folder
 from inputs import call, check_fps, check_number, check_text, read_frame, refusal
-from loading import KNOWN_WORLD, generated_world, load_checkpoint, load_model
+from loading import generated_world, load_checkpoint, load_model
 from room import Room, RoomIsFull, address_of
 from uploads import FORMATS, Limits
 from viewer import MOST_TYPED, Viewer, compare
@@ -57,8 +57,9 @@ def embedded_checkpoint() -> Path | None:
 
 
 def sample_videos() -> list[Path]:
-    """Return the samples of the checkout, else those of a published Space."""
-    return sorted((HERE.parent / "samples").glob("*.mp4")) or sorted((HERE / "samples").glob("*.mp4"))
+    """Return the samples of the checkout, else those of a published Space. The one that is told best is the first."""
+    found = [*(HERE.parent / "samples").glob("*.mp4")] or [*(HERE / "samples").glob("*.mp4")]
+    return sorted(found, key=lambda path: (path.stem != "streamworld", path.name))
 
 
 class App:
@@ -93,7 +94,7 @@ class App:
         # Each person may have a question that waits for the frames before it.
         self._pool = ThreadPoolExecutor(max(2, 2 * seats), thread_name_prefix="viewer")
         self.is_toy = Path(name).resolve() == embedded_checkpoint()
-        self.sample = next(map(str, sample_videos()), None)
+        self.samples = {path.stem: str(path) for path in sample_videos()}
 
     # --------------------------------------------------------------------------------------------------- handlers
 
@@ -295,7 +296,7 @@ class App:
 
     def compare(self, video: str | None, fps: float) -> Iterator[Any]:
         """Show the same video, frame by frame and as fast as possible, to the routed model and at full compute."""
-        video, fps = video or self.sample, check_fps(fps)
+        video, fps = video or next(iter(self.samples.values()), None), check_fps(fps)
         if not isinstance(video, (str, Path)):
             raise refusal("Choose a video first.")
         call(self.limits.check, video, self.processor.open_video)
@@ -399,11 +400,10 @@ class App:
         return viewer
 
     def _name_world(self, video: str | Path) -> None:
-        """Say what a video is if the toy does not know its world."""
+        """Say so if a video is from no world that the toy knows."""
         open_video = partial(self.processor.open_video, formats=FORMATS)
-        world = generated_world(video, open_video) if self.is_toy else KNOWN_WORLD
-        if world != KNOWN_WORLD:
-            gr.Warning(page.OUT_OF_WORLD if world is None else page.OTHER_WORLD.format(world=world))
+        if self.is_toy and generated_world(video, open_video) is None:
+            gr.Warning(page.OUT_OF_WORLD)
 
     def _show(self, viewer: Viewer, shown: str) -> tuple[Any, ...]:
         with viewer.lock:
@@ -443,7 +443,7 @@ class App:
             "css": (HERE / "page.css").read_text(encoding="utf-8"),
             # Blue on white has enough contrast for WCAG AA; Gradio's orange does not.
             "theme": gr.themes.Default(primary_hue="blue"),
-            "allowed_paths": [] if self.sample is None else [str(Path(self.sample).parent)],
+            "allowed_paths": sorted({str(Path(sample).parent) for sample in self.samples.values()}),
             "max_file_size": f"{self.limits.megabytes}mb",
             "show_error": False,
             "footer_links": ["api"],

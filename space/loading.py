@@ -25,9 +25,8 @@ WEIGHTS = ("int8", "fp8")
 # More tokens are no frame of a model, but a wrong number in a file.
 MOST_FRAME_TOKENS = 100_000
 
-# The generated worlds, and the one that the embedded checkpoint knows.
+# The generated worlds. The embedded checkpoint knows them and nothing else.
 WORLDS = ("StreamWorld", "DoomWorld")
-KNOWN_WORLD = "StreamWorld"
 
 
 def seen_area(video_processor: Any, height: int, width: int) -> tuple[float, float, float, float]:

@@ -40,18 +40,18 @@ ROUTING = """\
 then cost nothing.
 """
 TOY = (
-    "**A toy.** This checkpoint was trained on StreamWorld, generated clips of moving things, and knows nothing else. "
-    "On a camera or any other video, its words mean nothing. The routing, the speed and the savings are real."
+    "**A toy.** This checkpoint was trained on two generated worlds, moving things (StreamWorld) and a game that a "
+    "player walks through (DoomWorld), and knows nothing else. On a camera or any other video, its words mean "
+    "nothing. The routing, the speed and the savings are real."
 )
-OUT_OF_WORLD = "This video is not from the world that the toy knows, so its words mean nothing here."
-OTHER_WORLD = (
-    "This video is from {world}, a generated world that the toy does not know, so its words mean nothing here."
-)
+OUT_OF_WORLD = "This video is from neither of the worlds that the toy knows, so its words mean nothing here."
+# What the buttons of samples say. Each has the name of its file as its id.
+SAMPLES = {"streamworld": "StreamWorld", "doomworld": "DoomWorld"}
 SPEECH = "The browser reads and listens. Some browsers send what you say to their makers."
 COMPARE = """
 Both sides watch the same video. Each frame goes first to the routed model, then to the same weights at **full
 compute**: every keep ratio is 1, which the weights were not trained for. If you choose no video, both watch the
-sample. They watch the first {seconds} seconds of a long video.
+first sample. They watch the first {seconds} seconds of a long video.
 """
 OVERHEAD = " A model as small as this one spends most of its time on overhead, so the times hardly differ."
 SCREEN = """
@@ -87,7 +87,7 @@ def build(app: Any) -> gr.Blocks:
             gr.Markdown(TOY)
         with gr.Tab("Watch"), gr.Row():
             with gr.Column(scale=3, min_width=300):
-                left = _picture_side(config, has_sample=app.sample is not None)
+                left = _picture_side(config, list(app.samples))
             with gr.Column(scale=2, min_width=300):
                 right = _talking_side(config)
         with gr.Tab("Compare", visible=bool(config.routed_layers)):
@@ -111,14 +111,15 @@ def _describe_routing(config: Any) -> str:
     )
 
 
-def _picture_side(config: Any, *, has_sample: bool) -> SimpleNamespace:
+def _picture_side(config: Any, samples: list[str]) -> SimpleNamespace:
     with gr.Group(elem_id="stage"):
         gr.HTML(SCREEN, elem_id="screen")
         overlay, caption = gr.HTML(elem_id="overlay"), gr.HTML(elem_id="caption")
     gr.HTML('<div id="notice" role="alert"></div>', elem_id="notices", padding=False)
     with gr.Row():
+        primary = {"variant": "primary", "min_width": 90}
         buttons = {
-            "sample": gr.Button("Sample", variant="primary", elem_id="sample", min_width=90, visible=has_sample),
+            "samples": [gr.Button(SAMPLES.get(name, name), elem_id=name, **primary) for name in samples],
             "upload": gr.UploadButton("Video", file_types=["video"], elem_id="upload", min_width=90),
             "camera": gr.Button("Camera", elem_id="camera", min_width=90),
             "pause": gr.Button("Pause", elem_id="pause", min_width=90),
@@ -214,7 +215,6 @@ def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
     until, jump = gr.Number(None, visible=False), gr.Number(None, visible=False)
     granted = gr.Checkbox(True, visible=False)
     source, said = gr.Textbox(visible=False), gr.JSON(visible=False)
-    sample = gr.State(app.sample)
     timer = gr.Timer(TICK, active=False)
     showing = [parts.chat, parts.caption, parts.overlay, parts.savings, parts.silence, parts.latency, said]
     options = [parts.fps, parts.interval_threshold, parts.query]
@@ -223,8 +223,10 @@ def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
     live = {"show_progress": "hidden", "concurrency_id": "live", "concurrency_limit": app.room.seats}
 
     opened, play = [source, timer, *showing], {"fn": None, "inputs": source, "js": "(url) => page.play(url)"}
-    names = {"api_name": "open_sample", "api_visibility": "private"}
-    parts.sample.click(app.open_video, [sample, *options, *speaking], opened, **names, **live).success(**play)
+    for (name, sample), button in zip(app.samples.items(), parts.samples, strict=True):
+        given = [gr.State(sample), *options, *speaking]
+        names = {"api_name": f"open_{name}", "api_visibility": "private"}
+        button.click(app.open_video, given, opened, **names, **live).success(**play)
     given = [parts.upload, *options, *speaking]
     uploaded = parts.upload.upload(app.open_video, given, opened, api_name="open_video", **live)
     uploaded.success(**play)

@@ -92,6 +92,18 @@ def test_the_picture_of_the_readme(tmp_path):
         assert picture.n_frames == 4
 
 
+def test_the_comparison_of_the_readme_is_drawn_from_the_tables_of_its_page(tmp_path):
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_quality.py"))
+    rows = drawing["read_table"]("## What came out")
+    assert list(rows) == ["full", "router_loss", "learned", "uniform", "random"]
+    assert rows["router_loss"] == (2.88, 0.098, 0.064, 0.134)
+    with pytest.raises(ValueError, match="'## Run it' of evidence.md has no row for full, learned"):
+        drawing["read_table"]("## Run it")
+    run_main(drawing["main"], tmp_path / "quality.png", program="docs/draw_quality.py")
+    with Image.open(tmp_path / "quality.png") as picture:
+        assert picture.format == "PNG"
+
+
 def test_events_and_answers_are_counted_by_the_time_since_the_start():
     narrated = [(1.0, "A cat enters."), (6.0, "The cat leaves."), (8.0, "A dog enters.")]
     messages = [{"role": "user", "content": "Narrate.", "time": 0.0}]

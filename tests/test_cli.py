@@ -92,7 +92,8 @@ def test_a_video_is_known_by_its_origin_and_not_by_its_folder(tmp_path):
     for sample in SAMPLE.parent.glob("*.mp4"):
         copy = tmp_path / "copy.mp4"
         copy.write_bytes(sample.read_bytes())
-        assert {generated_world(video, VideoReader) for video in (sample, copy)} == {"StreamWorld"}
+        world = {"streamworld": "StreamWorld", "doomworld": "DoomWorld"}[sample.stem]
+        assert {generated_world(video, VideoReader) for video in (sample, copy)} == {world}
     options = ("--split", "test", "--world", "tiny", "--clip", "117", "--fps", "12")
     assert run_main(streamworld.main, tmp_path / "new", *options).returncode == 0
     assert all(generated_world(video, VideoReader) == "StreamWorld" for video in (tmp_path / "new").glob("*.mp4"))

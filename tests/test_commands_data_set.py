@@ -17,7 +17,7 @@ from videollm_mod.commands.data_set import DataSet, fetched
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "samples" / "streamworld.mp4"
-FILES = {"train/b.mp4": SAMPLE, "train/trip/a.mp4": ROOT / "samples" / "streamworld_2.mp4"}
+FILES = {"train/b.mp4": SAMPLE, "train/trip/a.mp4": ROOT / "samples" / "doomworld.mp4"}
 
 
 def narrate(*arguments):

@@ -403,7 +403,7 @@ def idle_cluster(cluster):  # noqa: ARG001
 
 
 def test_a_folder_on_two_processes_has_the_rows_of_one(idle_cluster, tmp_path):  # noqa: ARG001
-    for name, source in (("a.mp4", "streamworld"), ("b/c.mp4", "streamworld_2"), ("d.mp4", "streamworld")):
+    for name, source in (("a.mp4", "streamworld"), ("b/c.mp4", "doomworld"), ("d.mp4", "streamworld")):
         (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "samples" / f"{source}.mp4", tmp_path / "films" / name)
     (tmp_path / "films" / "cut.mp4").write_bytes((tmp_path / "films" / "a.mp4").read_bytes()[:3000])
@@ -433,7 +433,7 @@ def test_a_folder_on_two_processes_has_the_rows_of_one(idle_cluster, tmp_path): 
 def test_a_data_set_on_all_processors_has_the_rows_of_one(idle_cluster, tmp_path):  # noqa: ARG001
     """No processor is left for the process that reads the rows."""
     (tmp_path / "films").mkdir()
-    for name in ("streamworld.mp4", "streamworld_2.mp4"):
+    for name in ("streamworld.mp4", "doomworld.mp4"):
         shutil.copy(ROOT / "samples" / name, tmp_path / "films")
     command = ["narrate", str(tmp_path / "films"), "--split", "train", "--out"]
     alone = CliRunner().invoke(cli.app, [*command, str(tmp_path / "srt"), "--json"])

@@ -22,7 +22,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from starlette.datastructures import Headers
-from tiny import random_frames
+from tiny import random_frames, write_clip
 from viewer import NARRATE, Viewer
 
 from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT, POLICIES
@@ -247,18 +247,18 @@ def test_a_jump_while_the_stream_is_busy_is_kept(page, request_):
     assert viewer.session is session, "it jumps once"
 
 
-def test_a_generated_world_is_named(page, request_, tmp_path, monkeypatch):
+def test_a_video_of_no_generated_world_is_named(page, request_, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(gr, "Warning", said.append)
     with open_video(tmp_path / "doom.mp4", size=64, fps=4, seed=0, world="DoomWorld") as write:
         for picture in random_frames(4, size=(64, 64)):
             write(picture)
-    page.open_video(SAMPLE, 2.0, 0.5, "", request_)
+    for video in (SAMPLE, tmp_path / "doom.mp4"):
+        page.open_video(str(video), 2.0, 0.5, "", request_)
     assert said == []
-    page.open_video(str(tmp_path / "doom.mp4"), 2.0, 0.5, "", request_)
-    assert len(said) == 1 and said[0].startswith(
-        "This video is from DoomWorld, a generated world that the toy does not"
-    )
+    other = write_clip(tmp_path / "other.mp4", random_frames(4, size=(64, 64)))
+    page.open_video(str(other), 2.0, 0.5, "", request_)
+    assert len(said) == 1 and said[0].startswith("This video is from neither of the worlds that the toy knows")
 
 
 def spoilt_video():
