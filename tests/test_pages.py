@@ -188,6 +188,11 @@ def test_commands_of_page_run(page, hub, tmp_path):
             assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
 
 
+def test_the_readme_is_short():
+    text = README.split("\n---\n", 1)[1]
+    assert README.startswith("---\n") and len(text.splitlines()) < 200
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README))))
 def test_make_targets_of_readme_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
