@@ -117,7 +117,7 @@ def _picture_side(config: Any, samples: list[str]) -> SimpleNamespace:
         overlay, caption = gr.HTML(elem_id="overlay"), gr.HTML(elem_id="caption")
     gr.HTML('<div id="notice" role="alert"></div>', elem_id="notices", padding=False)
     with gr.Row():
-        primary = {"variant": "primary", "min_width": 90}
+        primary = {"variant": "primary", "min_width": 140}
         buttons = {
             "samples": [gr.Button(SAMPLES.get(name, name), elem_id=name, **primary) for name in samples],
             "upload": gr.UploadButton("Video", file_types=["video"], elem_id="upload", min_width=90),

@@ -76,7 +76,7 @@ def test_changes_are_found_and_named(checkpoint):
     for change, said in (
         (
             lambda: change_weights(checkpoint, scale_a_bias),
-            "1 of 108 weights differ; model.connector.linear_1.bias is",
+            "1 of 142 weights differ; model.connector.linear_1.bias is",
         ),
         (lambda: change_weights(checkpoint, draw_anew), " of 108 weights differ; "),
         (lambda: change_json(config, mod_keep_ratio=0.5), "in a session, routed layers keep other tokens"),
@@ -142,7 +142,7 @@ def test_a_model_whose_passes_disagree_is_found(checkpoint, monkeypatch):
 
     def other(*arguments):
         seen = forward(*arguments)
-        seen.logits[8] += torch.arange(778) / 100
+        seen.logits[8] += torch.arange(seen.logits.shape[-1]) / 100
         return seen
 
     monkeypatch.setattr(golden, "_forward", other)
