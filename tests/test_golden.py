@@ -78,7 +78,7 @@ def test_changes_are_found_and_named(checkpoint):
             lambda: change_weights(checkpoint, scale_a_bias),
             "1 of 142 weights differ; model.connector.linear_1.bias is",
         ),
-        (lambda: change_weights(checkpoint, draw_anew), " of 108 weights differ; "),
+        (lambda: change_weights(checkpoint, draw_anew), " of 142 weights differ; "),
         (lambda: change_json(config, mod_keep_ratio=0.5), "in a session, routed layers keep other tokens"),
     ):
         change()
