@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, GenerationConfig
 
 from videollm_mod import VideoLLMMoDConfig
+from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.train import pretrain_vision, recipe, recipe_measures, recipe_sizes
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
 from videollm_mod.train.data.world.clip import WORLDS, Clip
@@ -272,6 +273,8 @@ def test_a_model_takes_the_words_and_layers_of_another_language_model(tmp_path):
         if word in vocabulary and place < len(given.get_input_embeddings().weight):
             row = begun.get_input_embeddings().weight[vocabulary[word]]
             assert torch.equal(row, given.get_input_embeddings().weight[place]), word
+    # A stream remembers as much as one of the given checkpoint.
+    assert checkpoint_limits(begun.generation_config) == checkpoint_limits(given.generation_config) != {}
     told = known.keys() & {f"Ġ{word}" for word in ("red", "enters", "tree", "left")}
     assert told and told <= vocabulary.keys()
 
@@ -283,12 +286,18 @@ def test_a_model_takes_the_words_and_layers_of_another_language_model(tmp_path):
         take_language_model(*narrow, given, processor)
 
 
+def test_the_recipe_writes_what_streams_of_the_embedded_checkpoint_remember():
+    config = new_model(CONFIGS / SIZES["cpu"].model_config)[0].generation_config
+    assert checkpoint_limits(config) == checkpoint_limits(GenerationConfig.from_pretrained(ROOT)) != {}
+
+
 @pytest.fixture
 def miniature(tmp_path, monkeypatch):
     """The embedded checkpoint's recipe with a tiny model, few short rows, and DoomWorld only if it is installed."""
     fields = json.loads((CONFIGS / "local_model.json").read_text())
     fields["model"]["text_config"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
     fields["model"]["vision_config"]["embed_dim"] = 16
+    fields["generation"] = {"max_frames": 40, "sink_frames": 2}
     (tmp_path / "model.json").write_text(json.dumps(fields))
     monkeypatch.setattr(recipe_sizes, "LONG", "5,6")
     monkeypatch.setattr(recipe_sizes, "LONGEST", "5,5")
@@ -339,6 +348,11 @@ def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path,
     )
     for name, weight in before.items():
         assert torch.equal(weight, after[name]) == ("vision_encoder" in name), name
+    for name in ("trained", "trained_1"):
+        assert checkpoint_limits(GenerationConfig.from_pretrained(folder / name)) == {
+            "max_frames": 40,
+            "sink_frames": 2,
+        }
     models = [VideoLLMMoDConfig.from_pretrained(folder / name) for name in ("trained", "trained_1")]
     assert [(config.mod_keep_ratio, config.mod_router_loss) for config in models] == [(0.2, "gradient"), (1, None)]
 

@@ -211,7 +211,8 @@ def new_model(
 
     Args:
         config_file (`str` or `Path`): JSON with `model`, fields of [`VideoLLMMoDConfig`] without token ids and
-            vocabulary; `system_prompt`; and `vocab_size`, the maximum size of its vocabulary.
+            vocabulary; `system_prompt`; `vocab_size`, the maximum size of its vocabulary; and perhaps `generation`,
+            fields of the generation configuration, such as `max_frames`.
         seed (`int`, *optional*, defaults to 0): Seed of the weights.
         changes: Fields of [`VideoLLMMoDConfig`] to override.
 
@@ -223,7 +224,8 @@ def new_model(
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     set_seed(seed)
     model = VideoLLMMoDForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **special)
+    generation = json.loads(Path(config_file).read_text(encoding="utf-8")).get("generation", {})
+    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **special, **generation)
     return model, processor
 
 

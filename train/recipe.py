@@ -50,6 +50,7 @@ import torch
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_json, write_text
+from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.checkpoint_files import LAST_WRITTEN, new_checkpoint
 from videollm_mod.train.data.doom.game import find_vizdoom
@@ -231,7 +232,8 @@ def begin_with(checkpoint: str, folder: Path) -> Path:
     Write a checkpoint with the recipe's vision encoder and the language model of another checkpoint.
 
     Args:
-        checkpoint (`str`): A checkpoint whose language model has layers of the same sizes. Its words are taken over.
+        checkpoint (`str`): A checkpoint whose language model has layers of the same sizes. Its words are taken over,
+            and how many frames streams remember.
         folder (`Path`): Folder of the recipe, with a trained encoder in `vision`.
 
     Returns:
@@ -244,9 +246,12 @@ def begin_with(checkpoint: str, folder: Path) -> Path:
     if not (begun / LAST_WRITTEN).exists():
         model, processor = load_checkpoint(str(folder / "vision"))
         try:
-            taken = take_language_model(model, processor, *load_checkpoint(checkpoint))
+            trained, words = load_checkpoint(checkpoint)
+            taken = take_language_model(model, processor, trained, words)
         except ValueError as error:
             raise SystemExit(f"error: --begin {checkpoint}: {error}") from None
+        for name, limit in checkpoint_limits(trained.generation_config).items():
+            setattr(model.generation_config, name, limit)
         print(f"the language model of {checkpoint}, with {taken} words")
         with new_checkpoint(begun) as place:
             model.save_pretrained(place)
