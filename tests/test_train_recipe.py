@@ -377,6 +377,20 @@ def test_the_recipe_trains_on_all_worlds_and_prints_a_table(miniature, tmp_path,
         recipe.main()
 
 
+def test_the_tables_of_usual_and_of_long_clips_share_no_clip(monkeypatch):
+    """A clip of a minute would begin with the events of the usual clip of its index."""
+    monkeypatch.setattr(recipe_measures, "_measure", lambda _name, _checkpoint, rows: {row["seed"] for row in rows})
+    size = replace(SIZES["cpu"], worlds=("tiny",), test_clips=2, test_long=1)
+    usual, long = (found["after"] for found in recipe_measures.measure(size, {"after": Path()}).values())
+    assert (len(usual), len(long)) == (2, 1) and not usual & long
+
+
+def test_clips_without_a_question_have_no_share_of_right_answers():
+    scores = dict.fromkeys(set(recipe_measures.TABLE) - {"answer_accuracy"}, 0.5)
+    lines = list(recipe_measures.show({"StreamWorld": {"after": scores}}))
+    assert [line.split()[-1] for line in lines if line.startswith(("correct answers", "precision"))] == ["0.5", "-"]
+
+
 def test_worlds_are_chosen_and_doomworld_needs_its_package(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
     assert recipe.choose_worlds(None, SIZES["cpu"]) == ("tiny", "hard")

@@ -249,7 +249,7 @@ def write_measures(measures: dict[str, Any], page: str | Path) -> None:
     ]
     for world, columns in measures["worlds"].items():
         shown = {name: scores for name, scores in columns.items() if name != "before"}
-        rows = [[label, *(_number(scores[key]) for scores in shown.values())] for key, label in labels.items()]
+        rows = [[label, *(_number(scores.get(key)) for scores in shown.values())] for key, label in labels.items()]
         parts += [f"### {world}", _table(["figure", *shown], rows)]
         for routers in (scores["routers"] for scores in shown.values() if "routers" in scores):
             layers = {**routers["layers"], "mean": routers["mean"], "together": routers["together"]}

@@ -54,14 +54,15 @@ def measure(size: Size, checkpoints: dict[str, Path]) -> dict[str, dict[str, dic
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for world in size.worlds:
-        for kind, count in (("test", size.test_clips), ("test_long", size.test_long)):
+        # A long clip begins as the usual clip of the same index does, so it has an index of its own.
+        for kind, first, count in (("test", 0, size.test_clips), ("test_long", size.test_clips, size.test_long)):
             if not count:
                 continue
             options = WORLDS[world].options(kind, size.frame_size)
             source = find_source(options["dataset"])(**options)
             title = source.title("test")
             # Rows are made when they are read, and they are read several times.
-            rows = list(load_split(source, "test", count, fps=FPS))
+            rows = list(load_split(source, "test", count, first, fps=FPS))
             # Untrained replies to a long clip take long, and tell nothing more.
             shown = {name: each for name, each in checkpoints.items() if kind == "test" or name != "before"}
             found[title] = {name: _measure(name, checkpoint, rows) for name, checkpoint in shown.items()}
@@ -86,7 +87,8 @@ def show(measures: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
         yield f"\nHeld-out clips of {world}"
         yield f"{'':<36}" + "".join(f"{name:>14}" for name in columns)
         for key, label in TABLE.items():
-            yield f"{label:<36}" + "".join(f"{scores[key]:14.4g}" for scores in columns.values())
+            # Without a question, there is no share of correct answers.
+            yield f"{label:<36}" + "".join(_cell(scores.get(key, math.nan)) for scores in columns.values())
         routed = [scores.get("routers") for scores in columns.values()]
         for layer in next((found["layers"] for found in routed if found), {}):
             for share, label in FOCUS.items():

@@ -39,7 +39,7 @@ class StreamWorld(DataSource):
             `"describe=1,narrate=2,ask=1,wait=1"`.
         frame_size (`int`, *optional*, defaults to 96): Width and height of the pictures.
         seconds (`str`, *optional*): Shortest and longest clip in seconds, for example `"20,60"`. The default is the
-            world's. A clip of another length is another clip: it does not continue the shorter one.
+            world's. A longer clip of the same index begins with the events of the shorter one.
         questions_per_minute (`float`, *optional*): How often the user asks. The default is up to four questions a row,
             however long it is.
     """
