@@ -440,10 +440,10 @@ def test_roundings_do_not_add_up_over_evictions(monkeypatch, dtype, stored, most
     assert cache.position_offset == (1700 if most > 500 else 500)
     if dtype == torch.float32:
         assert max(errors) < 1e-4
-    elif most > 500:
+    else:
         assert max(errors) < 1.3 * errors[0]
-        # What moves is rounded twice, however often it moves.
-        assert max(of_text) < 1.5 * errors[0]
+        # What moves is rounded twice, however often: two errors of one size make one of the root of 2 times that size.
+        assert max(of_text) < 1.04 * 2**0.5 * errors[0]
 
 
 def test_moved_entries_survive_crops_copies_and_a_reset():
