@@ -55,7 +55,7 @@ from common import (
 )
 from frame_latency import floor
 from memory import free, held_gb, peak_gb, reset_peak
-from report import Point, draw_panels, markdown_table, write_results
+from report import Bar, Point, draw_bars, draw_panels, markdown_table, write_results
 from watching import (
     PLAIN,
     RUNNERS,
@@ -491,7 +491,13 @@ def shown(value: Any) -> str:
 
 
 def draw(lab: Lab) -> None:
-    """Draw the latency of a frame step against frames in the cache."""
+    """
+    Draw the latency of a frame step against frames in the cache (`gpu.png`), and as bars the latency of live streams
+    (`gpu_streams.png`) and the time and memory of training (`gpu_training.png`), as far as they were measured.
+    """
+    for part, cells in (("streams", ("p50, ms", "p99, ms")), ("training", ("s per step", "memory, GB"))):
+        if bars := bars_of(lab, part, cells):
+            draw_bars(bars, lab.options.out / f"gpu_{part}.png")
     rows = [row for part in lab.parts.values() for row in part["rows"] if "runner" in row and "p50, ms" in row]
     names = {(row["scheme"], row["runner"]) for row in rows}
     points = [
@@ -502,6 +508,17 @@ def draw(lab: Lab) -> None:
     ]
     if points:
         draw_panels(points, lab.options.out / "gpu.png", "frames in the cache", "ms per frame")
+
+
+def bars_of(lab: Lab, part: str, cells: tuple[str, ...]) -> list[Bar]:
+    """Return the figures of live streams or of training as bars. Rows without figures did not fit into memory."""
+    rows = [row for name, own in lab.parts.items() if name.partition("-")[0] == part for row in own["rows"]]
+    bars = []
+    for cell, row in ((cell, row) for cell in cells for row in rows if row.get(cell) is not None):
+        group = f"{row['streams']} streams" if part == "streams" else f"{row['frames']} frames"
+        group += ",\ncheckpointing" if row.get("checkpointing") else ""
+        bars.append(Bar(cell, group, row["scheme"], row[cell]))
+    return bars
 
 
 if __name__ == "__main__":

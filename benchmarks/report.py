@@ -18,6 +18,15 @@ class Point(NamedTuple):
     y: float
 
 
+class Bar(NamedTuple):
+    """One bar of a plot with a panel for each quantity, and in it a group of bars, one for each name."""
+
+    quantity: str
+    group: str
+    name: str
+    height: float
+
+
 def markdown_table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     """Return a Markdown table."""
     return "\n".join(map(markdown_row, (head, ["---"] * len(head), *rows)))
@@ -63,5 +72,23 @@ def draw_panels(points: Sequence[Point], path: Path, x: str, y: str) -> None:
         axes.set(title=f"{count} tokens per frame", xlabel=x, ylabel=y, ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.legend(fontsize=6, framealpha=0.3)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def draw_bars(bars: Sequence[Bar], path: Path) -> None:
+    """Draw bars, with a panel for each quantity."""
+    from matplotlib.figure import Figure
+
+    quantities, groups, names = (list(dict.fromkeys(bar[column] for bar in bars)) for column in range(3))
+    figure, width = Figure(figsize=(5.5 * len(quantities), 3.4), dpi=130), 0.8 / len(names)
+    for axes, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
+        for place, name in enumerate(names):
+            own = {bar.group: bar.height for bar in bars if (bar.quantity, bar.name) == (quantity, name)}
+            at = [groups.index(group) + width * (place - (len(names) - 1) / 2) for group in own]
+            axes.bar(at, list(own.values()), width=0.93 * width, label=name)
+        axes.set_xticks(range(len(groups)), groups, fontsize=8)
+        axes.set(ylabel=quantity, ymargin=0.3)  # with room for the legend
+        axes.legend(fontsize=8)
     figure.tight_layout()
     save_figure(figure, path)

@@ -39,11 +39,10 @@ from common import (
 )
 from memory import free
 from peft import get_peft_model
-from report import markdown_table, ratio, write_results
+from report import Bar, draw_bars, markdown_table, ratio, write_results
 from tqdm import tqdm
 
 from videollm_mod.mistakes import one_line_errors
-from videollm_mod.outputs import save_figure
 from videollm_mod.space.command_line import CommandLineParser
 
 
@@ -142,21 +141,17 @@ def cells(row: Row, rows: list[Row]) -> list[str]:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draw seconds and memory as bars, a panel each."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), dpi=130)
-    kinds = list(dict.fromkeys((row.trained, row.checkpointing) for row in rows))
-    names = [f"{trained},\n{'' if checkpointing else 'no '}checkpointing" for trained, checkpointing in kinds]
-    for axes, field, label in zip(figure.subplots(1, 2), ("seconds", "memory"), ("seconds", "GB"), strict=True):
-        for place, scheme in enumerate(SCHEMES):
-            found = {(row.trained, row.checkpointing): getattr(row, field) for row in rows if row.scheme == scheme}
-            at = [index + 0.27 * (place - 1) for index, kind in enumerate(kinds) if kind in found]
-            axes.bar(at, [found[kind] for kind in kinds if kind in found], width=0.25, label=scheme)
-        axes.set_xticks(range(len(kinds)), names, fontsize=8)
-        axes.set(ylabel=label)
-        axes.legend(fontsize=8)
-    figure.tight_layout()
-    save_figure(figure, path)
+    bars = [
+        Bar(
+            label,
+            f"{row.trained},\n{'' if row.checkpointing else 'no '}checkpointing",
+            row.scheme,
+            getattr(row, field),
+        )
+        for field, label in (("seconds", "seconds"), ("memory", "GB"))
+        for row in rows
+    ]
+    draw_bars(bars, path)
 
 
 def measure(scheme: str, trained: str, checkpointing: bool, options: argparse.Namespace) -> Row:

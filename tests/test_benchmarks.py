@@ -370,7 +370,8 @@ def test_everything_that_needs_a_gpu_is_measured_part_by_part(tmp_path, monkeypa
     (live,) = parts["streams-all_deep"]["rows"]
     assert (live["streams"], live["frames seen"], live["dropped"]) == (3, 9, 0) and live["p50, ms"] > 0
     assert {row["frames"] for row in parts["training"]["rows"]} == {4}
-    assert (tmp_path / "gpu.png").exists() and "| all_deep |" in (tmp_path / "gpu.md").read_text()
+    assert all((tmp_path / name).exists() for name in ("gpu.png", "gpu_streams.png", "gpu_training.png"))
+    assert "| all_deep |" in (tmp_path / "gpu.md").read_text()
 
     # A run that was stopped measures what it had not.
     stopped = json.loads((tmp_path / "gpu.json").read_text())
@@ -383,6 +384,31 @@ def test_everything_that_needs_a_gpu_is_measured_part_by_part(tmp_path, monkeypa
     names = ("scheme", "runner", "frames")
     assert all(parts["sessions"]["rows"][-1][name] == missing[name] for name in names)
     assert "engine: left out" in run_gpu("engine", minutes=0.5)[1]
+
+
+def test_plots_show_live_streams_and_training(tmp_path):
+    """Rows are made up. Two kinds of training and two numbers of streams stand beside each other."""
+    lab = gpu.Lab(Namespace(device="cpu", shape="tiny", tokens=10, out=tmp_path))
+    gpu.draw(lab)
+    assert list(tmp_path.iterdir()) == [], "nothing was measured"
+    live = [{"scheme": "full", "streams": 64, "error": "not enough memory"}]
+    live += [{"scheme": "full", "streams": 32, "p50, ms": 50.0, "p99, ms": 90.0}]
+    routed = [{"scheme": "all_deep", "streams": 64, "p50, ms": 40.0, "p99, ms": 70.0}]
+    row = {"scheme": "full", "frames": 120, "checkpointing": False, "s per step": 2.0, "memory, GB": 30.0}
+    rows = {"streams-all_deep": routed, "streams-full": live, "training": [row]}
+    rows["training-long"] = [row | {"frames": 600, "checkpointing": True, "memory, GB": None}]
+    lab.parts = {name: {"rows": own, "is_complete": True} for name, own in rows.items()}
+    assert gpu.bars_of(lab, "streams", ("p99, ms",)) == [
+        ("p99, ms", "64 streams", "all_deep", 70.0),
+        ("p99, ms", "32 streams", "full", 90.0),
+    ]
+    assert gpu.bars_of(lab, "training", ("s per step", "memory, GB")) == [
+        ("s per step", "120 frames", "full", 2.0),
+        ("s per step", "600 frames,\ncheckpointing", "full", 2.0),
+        ("memory, GB", "120 frames", "full", 30.0),
+    ]
+    gpu.draw(lab)
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu_streams.png", "gpu_training.png"}
 
 
 def test_a_part_that_fails_or_runs_out_of_time_leaves_the_others_their_figures(tmp_path, monkeypatch, capsys):
