@@ -3,21 +3,27 @@
 """
 Private names of libraries that our code uses, and names that libraries do not export.
 
-A release may change them without notice. A new use fails until it is listed here with a reason, and a release that
-drops a name fails with the name of the release.
+A release may change them without notice. A new use fails until it is listed here with a reason. If a release drops a
+name, the failure names it, the releases that have the name, and the one after which it went.
 """
 
 import ast
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions, version
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import videollm_mod
@@ -25,22 +31,26 @@ import videollm_mod
 
 ROOT = Path(videollm_mod.__file__).parent
 FOLDERS = ("benchmarks", "commands", "convert", "docs", "serving", "space", "tests", "train")
-# The versions that had all names below. `make matrix` looks again at both ends of the ranges.
+# The releases in which the names of each library were looked up, first the lowest that pyproject.toml allows. A name
+# is in all of them, or in all from the one that `SINCE` gives.
 CHECKED = {
-    "accelerate": "1.10.1, 1.15.0",
-    "datasets": "5.2.0",
+    "accelerate": "1.10.0, 1.12.0, 1.15.0",
+    "datasets": "4.0.0, 5.2.0",
     "evaluate": "0.4.6",
-    "gradio": "6.0.1, 6.31.0",
+    "gradio": "6.31.0",
     "huggingface_hub": "1.31.0, 2.4.0",
     "lmms_eval": "0.7.3",
-    "peft": "0.18.0, 0.21.2",
+    "openai": "2.14.0, 3.57.0",
+    "peft": "0.19.0, 0.20.0, 0.21.0, 0.21.2",
     "prometheus_client": "0.20.0, 0.26.0",
     "ray": "2.60.0",
     "torch": "2.11.0, 2.14.1",
-    "tqdm": "4.70.1",
-    "transformers": "5.17.0, 5.24.0",
+    "tqdm": "4.67.1, 4.70.1",
+    "transformers": "5.17.0, 5.18.0, 5.19.0, 5.20.0, 5.21.0, 5.22.0, 5.23.0, 5.24.0",
     "trl": "1.16.0",
 }
+# Names that a later release brought. Releases before it do not need them.
+SINCE = {"_mask_length": "5.18.0"}
 # Each name, the modules that have it, and why there is no public way.
 USED = {
     "_actions": ("argparse", "Which options a parser has. The parser of TRL asks in the same way."),
@@ -73,8 +83,6 @@ USED = {
     "torch.utils._pytree": ("torch", "Tests and benchmarks walk nested arguments of operations."),
     "torch.utils._triton": ("torch", "Whether the GPU is new enough for Triton, not only whether it is installed."),
 }
-# Names that the oldest releases of the range do not have, and do not need.
-LATER = {"_hf_api": "5.24", "_mask_length": "5.24"}
 # Methods and fields of the library's classes that ours replace.
 REPLACED = {
     "_auto_class": ("transformers.modeling_utils", "Saved checkpoints bring their code."),
@@ -264,10 +272,24 @@ def source_of(module: str) -> str | None:
     return Path(spec.origin).read_text(encoding="utf-8") if spec and (spec.origin or "").endswith(".py") else ""
 
 
-def release(library: str) -> str:
-    """Return the installed release of a library, and those that had all names."""
-    package = packages_distributions().get(library, [library])[0]
-    return f"{package} {version(package)} ({CHECKED.get(library, 'no release was checked')} had it)"
+def package_of(library: str) -> str:
+    """Return the name under which a library is installed."""
+    return packages_distributions().get(library, [library])[0]
+
+
+def missing(name: str, module: str) -> str:
+    """Say that the installed release lacks a name, which releases have it, and after which one it went."""
+    library = module.split(".")[0]
+    if library in sys.stdlib_module_names:
+        return f"Python {sys.version.split()[0]} has no {name} in {module}"
+    package, begin = package_of(library), Version(SINCE.get(name, "0"))
+    has = [number for number in CHECKED.get(library, "").split(", ") if number and Version(number) >= begin]
+    said = f"{package} {version(package)} has no {name} in {module}"
+    if not has:
+        return f"{said}; no release of {package} was looked at: see CHECKED"
+    if Version(version(package)) > Version(has[-1]):
+        return f"{said}; {', '.join(has)} have it, so a release after {has[-1]} dropped or moved it"
+    return f"{said}; {', '.join(has)} have it, so this one lacks it: see SINCE"
 
 
 def test_private_names_of_libraries_are_listed():
@@ -288,10 +310,8 @@ def test_replaced_private_methods_are_listed():
                     replaced.setdefault(key, set()).add(f"{base.__module__}.{base.__name__}")
     new = {name: bases for name, bases in replaced.items() if name not in REPLACED}
     assert not new, f"rename these, or list them in REPLACED with a reason: {new}"
-    gone = set(REPLACED) - set(replaced)
-    assert not gone, (
-        f"a library does not have these any more, so it never calls ours: {gone}, {release('transformers')}"
-    )
+    gone = [missing(name, REPLACED[name][0]) for name in sorted(set(REPLACED) - set(replaced))]
+    assert not gone, f"a library does not have these, so it never calls ours: {gone}"
 
 
 def test_names_that_libraries_do_not_export_are_listed_and_exist():
@@ -300,21 +320,52 @@ def test_names_that_libraries_do_not_export_are_listed_and_exist():
     for module, name in set(not_exported()):
         text = source_of(module)
         is_there = module.endswith(f".{name}") or text is None or re.search(rf"\b{name}\b", text)
-        assert is_there, f"{module} of {release(module.split('.')[0])} has no {name}"
+        assert is_there, missing(name, module)
 
 
 @pytest.mark.parametrize("name", USED)
 def test_the_installed_release_has_a_private_name(name):
     if name.startswith("torch."):
         is_there = importlib.util.find_spec(name) is not None or hasattr(torch, name.rpartition(".")[2])
-        assert is_there, f"{release('torch')} has no {name}"
+        assert is_there, missing(name, "torch")
         return
     module = USED[name][0]
     library, text = module.split(".")[0], source_of(module)
     # Without the library, nothing can be compared. `make test` installs no Ray.
     if text is None:
         pytest.skip(f"needs {library}")
-    # Older releases do not need the name: see `LATER`.
-    if name in LATER and Version(version(library)) < Version(LATER[name]):
-        pytest.skip(f"{library} has {name} since {LATER[name]}")
-    assert re.search(rf"\b{name}\b", text), f"{module} of {release(library)} has no {name}"
+    if name in SINCE and Version(version(package_of(library))) < Version(SINCE[name]):
+        pytest.skip(f"{library} has {name} since {SINCE[name]}")
+    assert re.search(rf"\b{name}\b", text), missing(name, module)
+
+
+def test_a_missing_name_is_told_with_the_releases_that_have_it(monkeypatch):
+    module = USED["_mask_length"][0]
+    for installed, said in (
+        ("5.25.0", "5.18.0, .*, 5.24.0 have it, so a release after 5.24.0 dropped or moved it"),
+        ("5.19.1", "5.18.0, .*, 5.24.0 have it, so this one lacks it: see SINCE"),
+    ):
+        monkeypatch.setattr(sys.modules[__name__], "version", lambda _, installed=installed: installed)
+        assert re.fullmatch(
+            f"transformers {installed} has no _mask_length in {module}; {said}", missing("_mask_length", module)
+        )
+    assert "5.17.0, 5.18.0" in missing("_from_config", "transformers.modeling_utils")
+    assert missing("_x", "nobody").endswith("no release of nobody was looked at: see CHECKED")
+
+
+def test_names_were_looked_up_in_releases_of_the_stated_ranges():
+    """Also in the lowest of each range."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    stated: dict[str, SpecifierSet] = {}
+    for line in [*project["dependencies"], *chain(*project["optional-dependencies"].values())]:
+        requirement = Requirement(line)
+        name = canonicalize_name(requirement.name)
+        stated[name] = stated.get(name, SpecifierSet()) & requirement.specifier
+    libraries = {library for library, *_ in (module.split(".") for module, _ in [*USED.values(), *REPLACED.values()])}
+    libraries -= sys.stdlib_module_names
+    assert set(CHECKED) == (libraries | {module.split(".")[0] for module in NOT_EXPORTED})
+    for library, numbers in CHECKED.items():
+        allowed = stated.get(canonicalize_name(library), SpecifierSet())
+        assert not [number for number in numbers.split(", ") if number not in allowed], (library, str(allowed))
+        least = [Version(part.version) for part in allowed if part.operator == ">="]
+        assert not least or Version(numbers.split(", ")[0]) == max(least), f"look names up in {library} {max(least)}"
