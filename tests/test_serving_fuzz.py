@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 
-CASES, SEED = int(os.environ.get("FUZZ_CASES", "300")), int(os.environ.get("FUZZ_SEED", "0"))
+CASES, SEED = int(os.environ.get("FUZZ_CASES", "500")), int(os.environ.get("FUZZ_SEED", "0"))
 SESSIONS, CHAT = "/v1/streaming/sessions", "/v1/chat/completions"
 FRAME = np.zeros((32, 32, 3), np.uint8)
 URI, FILE = data_uri(FRAME), picture(FRAME)
