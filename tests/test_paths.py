@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands accept names with spaces, in any script, and as long as the system allows, in any locale."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from hub import Hub
 from programs import run_command, run_main
 from published import save_source
-from tiny import random_frames, tiny_model, tiny_processor, write_clip
+from tiny import copy_embedded, random_frames, tiny_model, tiny_processor, write_clip
 
 from videollm_mod.convert import command as convert
 from videollm_mod.serving import restore_session, save_session
@@ -97,3 +98,73 @@ def test_a_video_is_narrated_in_a_locale_of_ascii(folder):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(b"Please narrate the video in real time.")
     assert b"error: " in done.stdout and b"Traceback" not in done.stdout + done.stderr
+
+
+# Of Linux: the option of `prctl` that takes a right from all later programs, and root's right to write everywhere.
+DROP, WRITE_EVERYWHERE = 24, 1
+IN_READ_ONLY = """
+import os, sys
+from pathlib import Path
+from programs import run_command, run_main, run_training
+from videollm_mod.convert import command as convert
+from videollm_mod.serving import save_session
+from tiny import random_frames, tiny_model, tiny_processor
+
+folder, out = map(Path, sys.argv[1:])
+if os.access(folder, os.W_OK):
+    sys.exit(77)
+watch = ("narrate", "clip.mp4", "--model", "model")
+done = run_command(*watch, folder=folder)
+assert done.returncode == 0 and "entries: " in done.stdout, done
+done = run_command(*watch, "--srt", out / "clip.srt", folder=folder)
+assert done.returncode == 0 and (out / "clip.srt").stat().st_size, done
+rows = ("--dataset", "streamworld", "--world", "small", "--num_clips", 1, "--max_steps", 1, "--report_to", "none")
+for done in (
+    run_command(*watch, "--srt", "clip.srt", folder=folder),
+    run_command("narrate", ".", folder=folder),
+    run_command("narrate", ".", "--out", "subtitles", folder=folder),
+    run_command("report", "clip.mp4", "--out", "report.html", folder=folder),
+    run_command("verify", "model", "--write", folder=folder),
+    run_main(convert.main, "theirs", "ours", program="convert", folder=folder),
+    run_training(folder / "run", "--checkpoint", folder / "model", *rows),
+):
+    line = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and line.startswith("error: ") and "Permission denied" in line, done
+session = tiny_model().stream(tiny_processor())
+session.push(random_frames(1))
+try:
+    save_session(session, folder / "session")
+except PermissionError as error:
+    assert str(folder) in str(error)
+else:
+    raise AssertionError("a session was saved in a folder without permission")
+"""
+
+
+def test_in_folders_without_permission_to_write_models_run_and_files_are_refused_in_one_line(tmp_path):
+    """As the working directory, and as the folder of the model, of the video and of what is written."""
+    folder, out = tmp_path / "read only", tmp_path / "out"
+    out.mkdir()
+    copy_embedded(folder / "model")
+    write_clip(folder / "clip.mp4", random_frames(6))
+    save_source("smolvlm", folder / "theirs")
+    places = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    before = sorted(folder.rglob("*"))
+
+    def give_up_rights():
+        # For others than root this fails, and is not needed.
+        ctypes.CDLL(None).prctl(DROP, WRITE_EVERYWHERE, 0, 0, 0)
+
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", IN_READ_ONLY, folder, out]
+    for place in places:
+        place.chmod(0o555)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=give_up_rights)
+    finally:
+        for place in places:
+            place.chmod(0o755)
+    if done.returncode == 77:
+        pytest.skip("this process may write everywhere, and cannot give that up")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(folder.rglob("*")) == before

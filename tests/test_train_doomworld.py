@@ -3,7 +3,6 @@
 """DoomWorld: a clip follows from its seed, what is told can be seen, and no two splits share a map."""
 
 import json
-import multiprocessing
 import re
 import sys
 from itertools import combinations, pairwise
@@ -12,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
+from torch.utils.data import DataLoader
 
 from videollm_mod.train.data import doomworld
 from videollm_mod.train.data.doom.clip import MAPS, SPLITS, STEP, record_clip
@@ -46,20 +46,13 @@ def test_a_clip_follows_from_its_seed_and_not_from_what_was_played_before(clips)
     assert len(shown) == 35 * len(again.pictures) // 4
 
 
-def read_in_another_process(rows, queue):
-    queue.put([rows[0]["video"], rows[0]["messages"]])
-
-
-def test_a_forked_worker_reads_the_same_row_with_a_game_of_its_own():
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_worker_reads_the_same_row_with_a_game_of_its_own(start):
+    """A forked worker inherits the game of this process, and must not play it. A spawned one inherits nothing."""
     rows = doomworld_dataset(num_clips=1, first_clip=1, seconds=(3.0, 3.0))
     mine = rows[0]
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    worker = context.Process(target=read_in_another_process, args=(rows, queue))
-    worker.start()
-    video, messages = queue.get(timeout=120)
-    worker.join(120)
-    assert worker.exitcode == 0 and np.array_equal(video, mine["video"]) and messages == mine["messages"]
+    (row,) = DataLoader(rows, batch_size=None, num_workers=1, multiprocessing_context=start, timeout=120)
+    assert np.array_equal(row["video"].numpy(), mine["video"]) and row["messages"] == mine["messages"]
     assert np.array_equal(rows[0]["video"], mine["video"]), "the game of this process goes on"
 
 

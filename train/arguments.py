@@ -3,6 +3,7 @@
 """Arguments of the training scripts."""
 
 import argparse
+import errno
 import json
 import re
 import zipfile
@@ -101,11 +102,17 @@ def _refuse_options_of_others(given: Iterable[str], types: tuple[type, ...]) -> 
 
 
 def run(main: Callable[..., None], *types: type, **defaults: Any) -> None:
-    """Run a script with its arguments (see [`parse`]), and end its process group. A full disk ends it in one line."""
+    """
+    Run a script with its arguments (see [`parse`]), and end its process group. A full disk, and a folder that it must
+    not write or read, end it in one line.
+    """
     datasets.disable_progress_bars()
     try:
         main(*parse(*types, **defaults))
-    except FullDiskError as error:
+    except OSError as error:
+        # Others may be faults of the program.
+        if not isinstance(error, FullDiskError) and error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise SystemExit(f"error: {error}") from None
     # If a process exits before its group ends, gloo's threads may free tensors too late and abort it.
     PartialState().destroy_process_group()
