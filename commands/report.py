@@ -26,6 +26,7 @@ from videollm_mod.commands.watching import (
     CtrlC,
     describe_checkpoint,
     foreign_notice,
+    is_read_once,
     new_report,
     read_frames,
     see_video,
@@ -106,7 +107,7 @@ def check_report(paths: Sequence[Path], video: str) -> None:
             raise ValueError(f"--out must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got '{path.name}'.")
     numbered = {"--out" if number == 1 else f"--out number {number}": path for number, path in enumerate(paths, 1)}
     check_outputs(numbered, video)
-    if video == "-" or goes_on(video):
+    if is_read_once(video) or goes_on(video):
         source = f"'{without_secrets(video)}'"
         raise ValueError(
             f"A report shows frames again, and {source} can be read only once. Record it to a file first."

@@ -3,7 +3,9 @@
 """What commands that watch a video share: checks before any work, loading, reading, Ctrl+C and what is printed."""
 
 import json
+import os
 import signal
+import stat
 import sys
 import threading
 import time as clock
@@ -97,17 +99,27 @@ class CtrlC:
             raise KeyboardInterrupt
 
 
+def is_read_once(video: str) -> bool:
+    """Return whether a source has its frames for the first reader only: standard input, a pipe, a TCP connection."""
+    if video == "-" or video.startswith("tcp://"):
+        return True
+    try:
+        # Also what a shell makes of <(...), such as /dev/fd/63.
+        return stat.S_ISFIFO(os.stat(video).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def check_video(
     video: str, *, fps: float, timeout: float, at: float | None = None, when_behind: str | None = None
 ) -> None:
-    """Read one frame, so that a wrong video or option is reported before a model is loaded."""
+    """Read one frame, so that a wrong video or option is reported before a model is loaded; see [`is_read_once`]."""
     from videollm_mod.reading_ahead_videollm_mod import WHEN_BEHIND, read_ahead
     from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
 
     if when_behind is not None and when_behind not in WHEN_BEHIND:
         raise ValueError(f"--when-behind can be {', '.join(WHEN_BEHIND)}, not {when_behind!r}.")
-    # Standard input can be read only once.
-    if video == "-":
+    if is_read_once(video):
         return
     stop = threading.Event()
     frames = read_video(video, fps=fps, timeout=timeout, reconnect=False, stop=stop)
@@ -412,6 +424,7 @@ __all__ = [
     "describe_checkpoint",
     "first_query",
     "foreign_notice",
+    "is_read_once",
     "keep_what_was_seen",
     "load",
     "new_report",

@@ -20,9 +20,11 @@ import av
 import numpy as np
 import pytest
 from broadcast import FPS, broadcast, encode, free_udp_port, headers, http_server, paced, rtsp_server
+from scripted import BrightnessSession, write_brightness
 from tiny import random_frames, tiny_model, tiny_processor
+from typer.testing import CliRunner
 
-from videollm_mod import ReadingReport, VideoReader, read_video
+from videollm_mod import ReadingReport, VideoReader, cli, read_video
 from videollm_mod.commands import watching
 from videollm_mod.reading_ahead_videollm_mod import read_ahead
 
@@ -136,6 +138,39 @@ def test_a_named_pipe_that_nobody_writes_is_a_silent_source(tmp_path):
     _, found, _, failure = read_all(tmp_path / "pipe")
     writer.join()
     assert found[:9] == list(range(9)) and failure == f"'{tmp_path}/pipe' sent nothing for 1 s."
+
+
+def _serve_once(kind, folder, data):
+    """Give a source to one reader. Return its name."""
+    if kind == "named pipe":
+        os.mkfifo(folder / "pipe")
+        in_thread((folder / "pipe").write_bytes, data)
+        return str(folder / "pipe")
+    if kind == "descriptor":
+        reader, writer = os.pipe()
+        os.write(writer, data)
+        os.close(writer)
+        return f"/dev/fd/{reader}"
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def send():
+        with listener:
+            connection = listener.accept()[0]
+        with connection:
+            connection.sendall(data)
+
+    in_thread(send)
+    return f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "descriptor", "tcp"])
+def test_commands_open_a_source_once_that_has_one_reader(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(cli, "open_session", lambda *_, fps, **__: (tiny_processor(), BrightnessSession(fps)))
+    video = _serve_once(kind, tmp_path, write_brightness(tmp_path / "lamp.mkv", [0.1, 0.9, 0.1]).read_bytes())
+    refused = CliRunner().invoke(cli.app, ["report", video, "--out", str(tmp_path / "out.md")])
+    assert refused.exit_code == 1 and f"'{video}' can be read only once. Record it to a file first." in refused.stderr
+    done = CliRunner().invoke(cli.app, ["watch", video, "--alert", "a lamp", "--every", "1", "--timeout", "3"])
+    assert done.exit_code == 0 and done.stdout == "   2.0s  a lamp (0.90)\n", done.output
 
 
 def _write_and_wait(path, data):
@@ -466,7 +501,8 @@ def test_ctrl_c_while_a_named_pipe_is_silent(tmp_path):
             with suppress(OSError):  # until the program has opened the pipe
                 writer = os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK)
         begin = time.monotonic()
-        assert press_ctrl_c(running) == ("", "stopped\n") and running.returncode == 130
+        printed, err = press_ctrl_c(running)
+        assert printed == "" and err.endswith("\nstopped\n") and running.returncode == 130, err
         assert time.monotonic() - begin < 5
         os.close(writer)
 
