@@ -133,11 +133,13 @@ class DataSet:
             return Row(place, fault=str(error))
         if "://" in address:
             inside = re.sub(rf"^{re.escape(self.root.partition('@')[0])}@[^/]+/", "", address)
-            name = re.sub(r"^\w+://([^/@]*@)?", "", without_secrets(inside)).partition("?")[0]
-            if query := inside.partition("?")[2]:
-                # Rows may differ in the query only, and it may hold a token.
+            name, unmasked = (
+                re.sub(r"^\w+://([^/@]*@)?", "", url).partition("?")[0] for url in (without_secrets(inside), inside)
+            )
+            # Rows may differ in the query only, or in a part of the path that looks like a password.
+            if hidden := inside.partition("?")[2] if name == unmasked else inside:
                 stem, suffix = os.path.splitext(name)
-                name = f"{stem}-{sha256(query.encode('utf-8', 'replace')).hexdigest()[:8]}{suffix}"
+                name = f"{stem}-{sha256(hidden.encode('utf-8', 'replace')).hexdigest()[:8]}{suffix}"
             return Row(_inside(name), address, is_trusted=is_trusted)
         inside = PurePosixPath(os.path.relpath(address, self.root) if self.files.is_local else address)
         name = _inside(str(inside)) if ".." in inside.parts else str(inside)

@@ -80,6 +80,8 @@ def test_columns_of_paths(tmp_path):
     (tmp_path / "list").mkdir()
     shutil.copy(SAMPLE, tmp_path / "list" / "a.mp4")
     urls = ["https://place.example/x/b.mp4?key=1", "https://place.example/x/b.mp4?key=2", "https://me:a/b@c.d/e?f=g"]
+    # What stands between ":" and "@" may be a password, or a port and folders.
+    urls += ["http://nas:8080/cam1@2026.mp4", "http://nas:8080/cam2@2026.mp4", "http://nas:8080/cam1/2026.mp4"]
     lines = [{"film": "a.mp4", "id": 1}, *({"film": url, "id": 2} for url in urls)]
     (tmp_path / "list" / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     data_set = DataSet(str(tmp_path / "list"), None, "film")
@@ -87,7 +89,10 @@ def test_columns_of_paths(tmp_path):
         ("a.mp4", str(tmp_path / "list" / "a.mp4")),
         ("place.example/x/b-5d5a2f99.mp4", urls[0]),
         ("place.example/x/b-47564524.mp4", urls[1]),
-        ("c.d/e-263b26c3", urls[2]),
+        ("c.d/e-7c189400", urls[2]),
+        ("2026-23acfee9.mp4", urls[3]),
+        ("2026-08e54fe1.mp4", urls[4]),
+        ("nas:8080/cam1/2026.mp4", urls[5]),
     ]
     # A file outside the data set is not read, and the other rows count.
     (tmp_path / "list" / "rows.jsonl").write_text('{"film": "/etc/passwd"}\n{"film": "../a.mp4"}\n{"film": "a.mp4"}')
