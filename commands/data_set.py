@@ -40,6 +40,8 @@ _ADDRESS = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>
 _REMOTE = ("http://", "https://")
 # Limits on a video that is copied to the local disk.
 _MOST_BYTES, _MOST_SECONDS = 16 << 30, 3600.0
+# Seconds after which a copy looks whether it is to stop.
+_LOOK_EVERY = 0.1
 
 
 @dataclass
@@ -159,33 +161,56 @@ def _choose(kind: str, given: str | None, known: list[str], candidates: list[str
     return candidates[0] if given is None else given
 
 
+class StoppedError(Exception):
+    """The work was stopped while a video was copied."""
+
+
 @contextmanager
-def fetched(row: Row) -> Iterator[Path]:
-    """Give a file with a video of a data set, for as long as it is needed."""
+def fetched(row: Row, stop: threading.Event | None = None) -> Iterator[Path]:
+    """
+    Give a file with a video of a data set, for as long as it is needed.
+
+    Args:
+        row ([`Row`]): The video.
+        stop (`threading.Event`, *optional*): Set to end the copying.
+
+    Raises:
+        `ValueError`: If it cannot be fetched.
+        [`StoppedError`]: If `stop` was set.
+    """
     if not (row.data or row.address):
         raise ValueError(row.fault or f"{row.name} has no video.")
     if row.address and os.path.isfile(row.address):
         yield Path(row.address)
         return
-    with tempfile.NamedTemporaryFile(suffix=PurePosixPath(row.name).suffix) as file:
+    with _temporary(PurePosixPath(row.name).suffix) as (file, path):
         if row.data:
             file.write(row.data)
         else:
-            _copy(row, file)
+            _copy(row, file, threading.Event() if stop is None else stop)
         file.flush()
-        yield Path(file.name)
+        yield path
 
 
-def _copy(row: Row, file: BinaryIO) -> None:
+@contextmanager
+def _temporary(suffix: str) -> Iterator[tuple[BinaryIO, Path]]:
+    """Give a new file that goes with the block. On Linux it has no name, and goes also if the program is killed."""
+    if Path("/proc/self/fd").is_dir():
+        with tempfile.TemporaryFile() as file:
+            yield file, Path(f"/proc/self/fd/{file.fileno()}")
+        return
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        yield file, Path(file.name)
+
+
+def _copy(row: Row, file: BinaryIO, stop: threading.Event) -> None:
     """Copy a video of the Hub or of another server. A row may not name a server of a private network."""
-    from videollm_mod.serving.fetching import fetch
     from videollm_mod.serving.limits import RequestError
     from videollm_mod.video_opening_videollm_mod import without_secrets
 
     if row.address.startswith(_REMOTE):
-        limits = {"most_bytes": _MOST_BYTES, "seconds": _MOST_SECONDS, "allows_private": row.is_trusted}
         try:
-            asyncio.run(fetch(row.address, file, **limits))
+            asyncio.run(_fetch(row, file, stop))
         except RequestError as error:
             shown = without_secrets(row.address)
             hint = f" If you trust the data set, add --video-root {'/'.join(shown.split('/')[:3])}/"
@@ -197,10 +222,26 @@ def _copy(row: Row, file: BinaryIO) -> None:
     with fsspec.open(row.address, "rb") as remote:
         count = 0
         while chunk := remote.read(1 << 20):
+            if stop.is_set():
+                raise StoppedError
             count += len(chunk)
             if count > _MOST_BYTES:
                 raise ValueError(f"'{row.name}' has more than {_MOST_BYTES} bytes, which is the limit.")
             file.write(chunk)
+
+
+async def _fetch(row: Row, file: BinaryIO, stop: threading.Event) -> None:
+    from videollm_mod.serving.fetching import fetch
+
+    limits = {"most_bytes": _MOST_BYTES, "seconds": _MOST_SECONDS, "allows_private": row.is_trusted}
+    task = asyncio.create_task(fetch(row.address, file, **limits))
+    # A server may also be silent.
+    while not (await asyncio.wait([task], timeout=_LOOK_EVERY))[0]:
+        if stop.is_set():
+            task.cancel()
+            await asyncio.wait([task])
+            raise StoppedError
+    task.result()
 
 
 class Rows(Folder):
@@ -221,10 +262,12 @@ class Rows(Folder):
         if self.stop.is_set():
             return None
         try:
-            with fetched(row) as path:
+            with fetched(row, self.stop) as path:
                 video = Video(path, row.name, srt, formats=VIDEO_FORMATS)
                 measure([video])
                 done = Narrated(video, fault=video.fault) if video.fault else super().narrate(video)
+        except StoppedError:
+            return None
         except Exception as error:
             if self.stop.is_set():
                 raise

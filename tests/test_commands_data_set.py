@@ -3,16 +3,23 @@
 """Narrating a data set: the subtitles of a folder of the same files, from the Hub, a folder or a table."""
 
 import json
+import os
 import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import datasets
 import pytest
+from broadcast import headers, http_server
 from hub import Hub
 from typer.testing import CliRunner
 
 from videollm_mod import cli
-from videollm_mod.commands.data_set import DataSet, fetched
+from videollm_mod.commands.data_set import DataSet, Row, StoppedError, fetched
 
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +81,52 @@ def test_videos_within_a_table_and_their_faults(films, tmp_path):
     assert done.exit_code == 1 and "2 narrated, 1 failed" in done.stderr
     assert "error: 'train-00000/000002' cannot be read as video: its index is missing" in done.stderr
     assert len(set(written(tmp_path / "out").values())) == 1
+
+
+@pytest.fixture
+def heeds_ctrl_c():
+    """Tests that run in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(tmp_path):
+    gone, pressed = threading.Event(), []
+
+    def answer(request, _):
+        headers(request, "video/mp4")
+        request.wfile.write(b"x" * 1000)
+        time.sleep(0.5)
+        pressed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+        gone.wait(60)
+
+    (tmp_path / "list").mkdir()
+    with http_server(answer) as url:
+        (tmp_path / "list" / "rows.jsonl").write_text(json.dumps({"video": f"{url}/a.mp4"}))
+        done = narrate(tmp_path / "list", "--split", "train", "--video-root", f"{url}/", "--out", tmp_path / "out")
+        assert time.monotonic() - pressed[0] < 10
+        gone.set()
+    assert done.exit_code == 130 and "stopped: the same command goes on" in done.stderr, done.output
+
+
+def test_a_copy_from_the_hub_ends_when_the_work_is_stopped(films, hub):
+    hub.repos["datasets/somebody/films"] = [{"b.mp4": (films / "train" / "b.mp4").read_bytes()}]
+    row, stop = Row("b.mp4", "hf://datasets/somebody/films@main/b.mp4"), threading.Event()
+    with fetched(row, stop) as path:
+        assert path.read_bytes() == (films / "train" / "b.mp4").read_bytes()
+    stop.set()
+    with pytest.raises(StoppedError), fetched(row, stop):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files have names elsewhere")
+def test_a_program_that_is_killed_leaves_no_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with fetched(Row("a.mp4", data=b"film")) as path:
+        assert path.read_bytes() == b"film" and list(tmp_path.iterdir()) == []
 
 
 def test_columns_of_paths(tmp_path):
