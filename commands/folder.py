@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`videollm-mod narrate FOLDER`: subtitles for all videos of a folder, several videos at once in one engine."""
 
+import errno
 import json
 import math
 import mimetypes
@@ -10,13 +11,14 @@ import sys
 import threading
 import time as clock
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from videollm_mod.console import counted, visible
@@ -25,7 +27,7 @@ import typer
 
 from videollm_mod.commands.watching import first_query, foreign_notice, load
 from videollm_mod.data_paths import VIDEO_FORMATS
-from videollm_mod.outputs import check_outputs, write_text
+from videollm_mod.outputs import FullDiskError, naming_full_disk, write_text
 from videollm_mod.space.checkpoint_faults import in_one_line
 from videollm_mod.space.uploads import demux
 
@@ -202,7 +204,7 @@ def check_folder(folder: str, out: Path | None, options: dict[str, Any]) -> None
         options (`dict[str, Any]`): Options that a folder does not have, by name, `None` where they are not given.
 
     Raises:
-        `ValueError`: If such an option is given, or the folder for subtitles cannot be made.
+        `ValueError`: If such an option is given, or the folder for subtitles cannot be made or written to.
     """
     from videollm_mod.video_opening_videollm_mod import without_secrets
 
@@ -214,6 +216,8 @@ def check_folder(folder: str, out: Path | None, options: dict[str, Any]) -> None
             out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out cannot make the folder '{out}': {error.strerror}.") from None
+    if out is not None:
+        check_places([out])
 
 
 def check_file(video: str, **options: Any) -> None:
@@ -245,10 +249,16 @@ def measure(videos: Sequence[Video]) -> None:
             video.fault = in_one_line(error)
 
 
-def _check_places(videos: Sequence[Video]) -> None:
-    """Raise `ValueError` if subtitles cannot be written to one of the folders."""
-    for place in {video.srt.parent: video for video in videos if video.srt.parent.is_dir()}.values():
-        check_outputs({"--out": place.srt}, place.path)
+def check_places(folders: Iterable[Path]) -> None:
+    """Raise `ValueError` if nothing can be written to one of the folders, or to the nearest above that is there."""
+    paths = (folder.absolute() for folder in folders)
+    for place in dict.fromkeys(next(x for x in (path, *path.parents) if os.path.isdir(x)) for path in paths):
+        try:
+            with NamedTemporaryFile(dir=place, prefix=".") as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            advice = "Choose another folder with --out."
+            raise ValueError(f"Nothing can be written to '{place}': {error.strerror}. {advice}") from None
 
 
 # --------------------------------------------------------------------------------------------------------- the engine
@@ -340,14 +350,27 @@ class Folder:
             self._watch(video, done)
             if self.stop.is_set():
                 return None
-            self.save(done)
+            self._save(done)
         except Exception as error:
-            # One faulty video does not end the others. A fault of the engine ends them all.
+            # One faulty video does not end the others. A fault of the engine or of the disk ends them all.
             if self.stop.is_set() or not self.engine.is_running:
                 self.stop.set()
                 raise
-            done.fault = in_one_line(error.__cause__ or error)
+            # An error of a stream has as its cause what was wrong with the video.
+            cause = error.__cause__ if isinstance(error, RuntimeError) else None
+            done.fault = in_one_line(cause or error)
         return done
+
+    def _save(self, done: Narrated) -> None:
+        try:
+            self.save(done)
+        except OSError as error:
+            # Those of the other videos could not be saved either.
+            if isinstance(error, (FullDiskError, PermissionError)) or error.errno == errno.EROFS:
+                self.stop.set()
+            if error.strerror is None:
+                raise
+            raise ValueError(f"'{done.video.srt}' cannot be written: {error.strerror}.") from error
 
     def _watch(self, video: Video, done: Narrated) -> None:
         from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
@@ -372,7 +395,8 @@ class Folder:
 
 def write_srt(done: Narrated) -> None:
     """Write the subtitles of a video to their place."""
-    done.video.srt.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(done.video.srt):
+        done.video.srt.parent.mkdir(parents=True, exist_ok=True)
     write_text(done.video.srt, done.to_srt())
 
 
@@ -407,7 +431,7 @@ def narrate_folder(
     if not videos:
         raise ValueError(f"There is no video in '{folder}'.")
     left = [video for video in videos if not video.srt.exists()]
-    _check_places(left)
+    check_places(video.srt.parent for video in left)
     given = {"streams": streams, "query": query, "fps": fps, **options}
     return narrate_left(videos, left, "subtitles", lambda good: _run(good, name, revision, **given), as_json=as_json)
 

@@ -4,6 +4,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from videollm_mod import cli
 from videollm_mod.commands import folder as folder_command
-from videollm_mod.commands.folder import choose_streams, find_videos
+from videollm_mod.commands.folder import check_places, choose_streams, find_videos
 
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,40 @@ def test_a_fault_of_one_video_is_said_and_the_others_are_narrated(films, tmp_pat
     told = {line["video"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert "events" in told["b.mp4"] and "File exists" in told["trip/a.mp4"]["error"]
     assert "1 narrated, 2 failed" in done.stderr
+
+
+def test_subtitles_that_cannot_be_saved_end_the_run(films, monkeypatch):
+    """No file gets more than ten bytes. A disk without space fails in the same calls."""
+    tried = []
+
+    def write_to_a_full_disk(path, text, write=folder_command.write_text):
+        tried.append(path)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        try:
+            write(path, text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(folder_command, "write_text", write_to_a_full_disk)
+    done = narrate(films, "--streams", 1)
+    assert done.exit_code == 1 and tried == [films / "b.srt"] and done.stdout == ""
+    error = f"error: '{tried[0]}' cannot be written: File too large. Free some space or choose another folder, then"
+    assert f"{error} run the same command again.\n" in done.stderr, done.stderr
+    assert not list(films.rglob("*.srt")) and not list(films.rglob("*.part"))
+
+
+@pytest.mark.parametrize("options", [[], ["--split", "train"]])
+def test_a_folder_that_cannot_be_written_is_found_before_the_model_is_loaded(films, options):
+    (films / "b.mp4").unlink()
+    done = narrate(films, "--out", "/proc", *options)
+    assert done.exit_code == 1 and done.stderr.startswith("error: Nothing can be written to '/proc': ")
+    assert done.stderr.endswith(". Choose another folder with --out.\n") and done.stderr.count("\n") == 1
+
+
+def test_the_nearest_folder_above_subtitles_must_be_writable():
+    with pytest.raises(ValueError, match="Nothing can be written to '/proc': .*--out"):
+        check_places([Path("/proc/trip/day")])
 
 
 def test_ctrl_c_keeps_finished_videos_and_says_how_to_go_on(films, monkeypatch):
