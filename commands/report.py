@@ -148,9 +148,11 @@ def report_video(
     path = video if Path(video).is_file() else urlsplit(video).path
     about = Report(printable(Path(path).name or without_secrets(video)), 0.0, [])
     try:
-        see_video(session, read_frames(processor, video, session, **live), ctrl_c)
+        if end := see_video(session, read_frames(processor, video, session, **live), ctrl_c):
+            about.notes = [f"Watching {end.rstrip('.')}."]
         about.moments = _moments(session)
-        about.summary, about.notes = _summarize(session, about.moments, summary)
+        about.summary, notes = _summarize(session, about.moments, summary)
+        about.notes += notes
     finally:
         # A fault of the program, such as a lack of memory, does not cost what was said before it.
         if session.num_frames > 0:

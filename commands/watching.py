@@ -291,12 +291,16 @@ def watch_video(processor: Any, video: str, session: Any, ctrl_c: CtrlC, *, as_j
     return clock.perf_counter() - start
 
 
-def see_video(session: Any, ahead: Iterator[list[tuple[float, Any]]], ctrl_c: CtrlC) -> None:
-    """Push what was read. The session can answer afterwards, also if Ctrl+C stopped it."""
-    with keep_what_was_seen(session), closing(ahead):
+def see_video(session: Any, ahead: Iterator[list[tuple[float, Any]]], ctrl_c: CtrlC) -> str:
+    """
+    Push what was read. The session can answer afterwards, also if Ctrl+C stopped it. Return when and why the watching
+    ended before the video, or `""`.
+    """
+    with keep_what_was_seen(session) as ends, closing(ahead):
         for waiting in ahead:
             with ctrl_c.deferred():
                 session.push([frame for _, frame in waiting], time=[time for time, _ in waiting])
+    return "".join(ends)
 
 
 def read_frames(
@@ -359,16 +363,21 @@ def video_end(video: str, session: Any, fps: float) -> float:
 
 
 @contextmanager
-def keep_what_was_seen(session: Any) -> Iterator[None]:
-    """End the watching, with one line, when a live source is stopped or breaks off after its first frame."""
+def keep_what_was_seen(session: Any) -> Iterator[list[str]]:
+    """
+    End the watching, with one line, when a live source is stopped or breaks off after its first frame. The line is
+    added to the list that this gives.
+    """
     from videollm_mod.reading_ahead_videollm_mod import TooManyWaitingError
 
+    ends: list[str] = []
     try:
-        yield
+        yield ends
     except (KeyboardInterrupt, TooManyWaitingError, ValueError) as error:
         if session.num_frames == 0:
             raise
-        typer.echo(f"\nstopped after {session.time:.1f} s" + (f": {error}" if str(error) else ""), err=True)
+        ends.append(f"stopped after {session.time:.1f} s" + (f": {error}" if str(error) else ""))
+        typer.echo(f"\n{ends[0]}", err=True)
 
 
 def _line_printer(tokenizer: Any) -> Any:

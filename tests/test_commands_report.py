@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broadcast import headers, http_server
 from browser import CHROMIUM, faults, needs_axe, needs_chromium
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
@@ -212,6 +213,20 @@ def test_a_report_names_the_default_seconds_and_the_prompt(tmp_path):
     assert done.exit_code == 0, done.stderr
     made_by = json.loads(out.read_text())["made_by"]
     assert made_by["Speaks"] == "by the policy every (every 2)" and made_by["Asked"] == "before each reply “Who?”"
+
+
+def test_a_report_of_a_source_that_breaks_off_says_so(tmp_path):
+    data, out = write_clip(tmp_path / "clip.ts", random_frames(60)).read_bytes(), tmp_path / "report.json"
+
+    def answer(request, _):
+        headers(request, length=2 * len(data))
+        request.wfile.write(data)
+
+    with http_server(answer) as url:
+        done = report(f"{url}/clip.ts", "--out", out, "--summary", "")
+    assert done.exit_code == 0, done.output
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("stopped after ")]
+    assert f"Watching {line}" in json.loads(out.read_text())["notes"], done.output
 
 
 def test_a_report_says_what_it_cannot_know(tmp_path):
