@@ -345,18 +345,25 @@ def narrate_data_set(
         typer.echo(f"{counted(done.count, 'video')} narrated before", err=True)
     elif not results:
         raise ValueError(f"There is no video in '{source}'.")
+    if done.num_repeated:
+        typer.echo(f"{counted(done.num_repeated, 'row')} named a video again", err=True)
     if results:
         print_end(results, clock.monotonic() - begin)
     return int(any(result.fault for result in results))
 
 
 class _Done:
-    """Which rows have subtitles already, and how many it was asked about."""
+    """Which rows have subtitles already, and how many it was asked about. Rows may name a video again."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.count = out, 0
+        self.out, self.count, self.num_repeated = out, 0, 0
+        self._names: set[str] = set()
 
     def is_left(self, row: Row) -> bool:
+        if row.name in self._names:
+            self.num_repeated += 1
+            return False
+        self._names.add(row.name)
         is_done = srt_of(row, self.out).exists()
         self.count += is_done
         return not is_done

@@ -170,7 +170,15 @@ def narrate_rows(
     # Reading takes no core for itself: processes that narrate may take all, and would wait for it.
     rows = _start_ray().data.read_datasource(_new_source(data_set, done), ray_remote_args={"num_cpus": 0})
     given = {"model": _place(model), "revision": revision, "videos": (), **options}
-    yield from _saved(_narrate(rows, RowNarrator, _MOST_ROWS, workers, **given), out)
+    yield from _saved(_first(_narrate(rows, RowNarrator, _MOST_ROWS, workers, **given)), out)
+
+
+def _first(batches: Iterator[list[Narrated]]) -> Iterator[list[Narrated]]:
+    """Yield only the first result of each video: rows of several parts may name one, and their tasks share nothing."""
+    names = set()
+    with closing(batches):
+        for batch in batches:
+            yield [result for result in batch if result.video.name not in names and not names.add(result.video.name)]
 
 
 def _new_source(data_set: DataSet, done: set[str]) -> Any:
@@ -193,11 +201,13 @@ def _new_source(data_set: DataSet, done: set[str]) -> Any:
 
 
 def _read(data_set: DataSet, parts: range, done: set[str]) -> Iterator[Any]:
-    """Yield a table with one row for each row of some parts."""
+    """Yield a table with one row for each video of some parts that is not done."""
     import pyarrow
 
+    done = set(done)
     for row in data_set.rows(parts):
         if row.name not in done:
+            done.add(row.name)
             yield pyarrow.table({name: [getattr(row, name)] for name in _FIELDS})
 
 

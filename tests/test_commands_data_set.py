@@ -19,7 +19,9 @@ from hub import Hub
 from typer.testing import CliRunner
 
 from videollm_mod import cli
+from videollm_mod.commands import ray_folder
 from videollm_mod.commands.data_set import DataSet, Row, StoppedError, fetched
+from videollm_mod.commands.folder import Narrated, Video
 
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +83,23 @@ def test_videos_within_a_table_and_their_faults(films, tmp_path):
     assert done.exit_code == 1 and "2 narrated, 1 failed" in done.stderr
     assert "error: 'train-00000/000002' cannot be read as video: its index is missing" in done.stderr
     assert len(set(written(tmp_path / "out").values())) == 1
+
+
+def test_a_video_that_rows_name_again_is_narrated_once(films, tmp_path):
+    (tmp_path / "list").mkdir()
+    shutil.copy(films / "train" / "b.mp4", tmp_path / "list" / "b.mp4")
+    (tmp_path / "list" / "rows.jsonl").write_text('{"film": "b.mp4"}\n' * 3)
+    command = [tmp_path / "list", "--column", "film", "--out", tmp_path / "out", "--streams", 1]
+    done = narrate(*command)
+    assert done.exit_code == 0 and done.stdout.count("\n") == 1, done.output
+    assert "\n2 rows named a video again\n1 narrated; " in done.stderr and "before" not in done.stderr
+    assert narrate(*command).stderr == "1 video narrated before\n2 rows named a video again\n"
+    data_set = DataSet(str(tmp_path / "list"), None, "film")
+    assert [table["name"].to_pylist() for table in ray_folder._read(data_set, range(1), set())] == [["b.mp4"]]
+    assert list(ray_folder._read(data_set, range(1), {"b.mp4"})) == []
+    twice = [Narrated(Video(Path("b.mp4"), "b.mp4", Path("b.srt")), num_frames=count) for count in (1, 2)]
+    batches = (batch for batch in (twice[:1], twice[1:]))
+    assert list(ray_folder._first(batches)) == [twice[:1], []]
 
 
 @pytest.fixture
