@@ -17,13 +17,14 @@ import typer
 
 from videollm_mod.commands.watching import CtrlC, keep_what_was_seen, print_reading, read_frames
 from videollm_mod.commands.windows import WindowedSession, see_windows, to_question
+from videollm_mod.space.checkpoint_faults import in_one_line
 
 
 # An answer counts as no again when its probability falls below this share of the threshold.
 _RELEASE = 0.8
 # Answers of a web server that a later try may change: too early, too many requests, and its own faults.
 _TRY_AGAIN = {408, 425, 429}
-# Seconds that a video's end and Ctrl+C wait for alerts that are still to be sent.
+# Seconds that the end of a source and Ctrl+C wait for alerts that are still to be sent.
 _WAIT_AT_END, _WAIT_AT_STOP = 30.0, 0.3
 
 
@@ -65,7 +66,8 @@ class Webhook:
         most_waiting (`int`, *optional*, defaults to 100): Payloads that may wait. Later ones are not sent.
 
     Raises:
-        `ValueError`: If the address is not one of the web. The message does not contain it.
+        `ValueError`: If the address is not one of the web, or the proxy or the certificates of the environment cannot
+            be used. The message does not contain the address.
     """
 
     def __init__(
@@ -77,7 +79,16 @@ class Webhook:
         waits: Sequence[float] = (1, 4, 15),
         most_waiting: int = 100,
     ) -> None:
+        import httpx
+
         self.name = _check_url(url)
+        try:
+            self._client = httpx.Client(timeout=timeout)
+        except Exception as error:  # each library behind it has its own
+            where = "the proxy or the certificates of the environment, such as ALL_PROXY and SSL_CERT_FILE"
+            # A wrong address of a proxy may hold a password.
+            reason = "its address is wrong" if isinstance(error, httpx.InvalidURL) else in_one_line(error)
+            raise ValueError(f"--webhook cannot use {where}: {reason}") from None
         self.url, self.say, self.timeout, self.waits = url, say, timeout, tuple(waits)
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(most_waiting)
         self._stopped = threading.Event()
@@ -101,9 +112,7 @@ class Webhook:
             self.say(f"{left} alert{'s were' if left > 1 else ' was'} not sent to {self.name}: there was no time left")
 
     def _run(self) -> None:
-        import httpx
-
-        with httpx.Client(timeout=self.timeout) as client:
+        with self._client as client:
             while not self._stopped.is_set():
                 payload = self._waiting.get()
                 try:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alerts: when they go off, and how a webhook learns of them, against servers on loopback."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ from videollm_mod.commands.alert import Alert, Webhook, name_source, watch_for
 from videollm_mod.commands.watching import CtrlC
 
 
+HAS_SOCKS = importlib.util.find_spec("socksio") is not None
 # Longer than any test may take, where a thread must not wait for it.
 FOREVER = 60
 
@@ -130,6 +132,27 @@ def test_an_address_that_is_none_is_not_repeated(url):
     with pytest.raises(ValueError, match="--webhook must be an address") as caught:
         Webhook(url, print)
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("SSL_CERT_FILE", "/nowhere/SECRET.pem", "No such file"),
+        ("ALL_PROXY", "ftp://me:SECRET@proxy", "Unknown scheme"),
+        ("ALL_PROXY", "http://me:SECRET#1@proxy", "its address is wrong"),
+        pytest.param("ALL_PROXY", "socks5://proxy", "socksio", marks=pytest.mark.skipif(HAS_SOCKS, reason="works")),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_one_line_before_a_model_is_loaded(
+    tmp_path, monkeypatch, name, value, reason
+):
+    monkeypatch.setattr(cli, "open_session", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setenv(name, value)
+    video = write_brightness(tmp_path / "door.mp4", [0.1])
+    options = ["--alert", "a lamp", "--webhook", "https://place.example/SECRET"]
+    done = CliRunner().invoke(cli.app, ["watch", str(video), *options])
+    assert done.exit_code == 1 and done.stderr.startswith("error: --webhook cannot use the proxy"), done.output
+    assert reason in done.stderr and done.stderr.count("\n") == 1 and "SECRET" not in done.output
 
 
 def test_a_source_is_named_without_secrets():
