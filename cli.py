@@ -489,7 +489,8 @@ def watch(
     """
     Watch a camera, broadcast or file, and print a line when something comes into view.
 
-    An alert goes off when the answer turns to yes, and not again until it was no. Ctrl+C stops.
+    An alert goes off when the answer turns to yes, and not again until it was no. Ctrl+C stops. The exit code is 1 if
+    the source breaks off.
     """
     with one_line_errors(), CtrlC() as ctrl_c:
         may_slow, fps = fps is None, DEFAULT_FPS if fps is None else fps
@@ -503,7 +504,9 @@ def watch(
         report, alerts = new_report(), [Alert(what, threshold) for what in dict.fromkeys(alert)]
         reading = {"fps": fps, "timeout": timeout, "reconnect": reconnect, "report": report, "shows_progress": False}
         choice = {"every": every, "webhook": hook, "as_json": as_json, "may_slow": may_slow}
-        watch_for(processor, video, session, alerts, ctrl_c, **choice, **reading)
+        has_broken_off = watch_for(processor, video, session, alerts, ctrl_c, **choice, **reading)
+    if has_broken_off:
+        raise typer.Exit(1)
 
 
 def _check_outputs(outputs: dict[str, Path], video: str) -> None:

@@ -179,7 +179,7 @@ def watch_for(
     webhook: Webhook | None,
     as_json: bool,
     **reading: Any,
-) -> None:
+) -> bool:
     """
     Watch a video, and print and post each alert that goes off.
 
@@ -188,23 +188,25 @@ def watch_for(
         every (`float`): Seconds between two checks. Each check sees the frames since the one before.
         webhook ([`Webhook`], *optional*): Where to post. It is closed at the end.
         reading: Options of [`read_frames`].
+
+    Returns:
+        `bool`: Whether the source broke off.
     """
     watcher = WindowedSession(session, every, [to_question(alert.what) for alert in alerts])
     # If the model is slower than the source, an alert is late by what waits.
     reading["max_waiting"] = max(1, round(every * session.fps))
     reading["on_slower"] = partial(setattr, watcher, "fps")
-    has_ended = False
     try:
-        with keep_what_was_seen(watcher):
+        with keep_what_was_seen(watcher) as ends:
             for window in see_windows(watcher, read_frames(processor, video, watcher, **reading), ctrl_c):
                 for alert, probability in zip(alerts, window.probabilities, strict=True):
                     if alert.turns_on(probability):
                         _tell(alert, window.end, probability, name_source(video), webhook, as_json)
-            has_ended = True
         print_reading(reading["report"], watcher.num_dropped, as_json=as_json)
+        return bool(ends) and not ctrl_c.is_pressed
     finally:
         if webhook is not None:
-            webhook.close(_WAIT_AT_END if has_ended else _WAIT_AT_STOP)
+            webhook.close(_WAIT_AT_STOP if ctrl_c.is_pressed else _WAIT_AT_END)
 
 
 def _tell(alert: Alert, time: float, probability: float, source: str, webhook: Webhook | None, as_json: bool) -> None:

@@ -109,14 +109,20 @@ class WindowedSession:
 def see_windows(
     session: WindowedSession, frames: Iterator[list[tuple[float, Any]]], ctrl_c: CtrlC
 ) -> Iterator[Window]:
-    """Yield the windows of frames as [`read_frames`] yields them."""
+    """Yield the windows of frames as [`read_frames`] yields them, also the last one of a source that breaks off."""
+    failure = None
     with closing(frames) as ahead:
-        for waiting in ahead:
-            yield from session.push(waiting)
-            # A library may have swallowed the exception.
-            if ctrl_c.is_pressed:
-                raise KeyboardInterrupt
+        try:
+            for waiting in ahead:
+                yield from session.push(waiting)
+                # A library may have swallowed the exception.
+                if ctrl_c.is_pressed:
+                    raise KeyboardInterrupt
+        except ValueError as error:
+            failure = error
     yield from session.end()
+    if failure is not None:
+        raise failure
 
 
 def _never(_: Any) -> bool:

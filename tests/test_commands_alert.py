@@ -302,6 +302,23 @@ def test_ctrl_c_ends_a_live_watch_while_the_webhook_hangs():
     assert f"1 alert was not sent to {url}" in done.stderr and "stopped after" in done.stderr
 
 
+@pytest.mark.usefixtures("bright")
+def test_a_source_that_breaks_off_gets_its_last_alert_sent(tmp_path):
+    """It breaks off within the second window. The server of the webhook takes longer than Ctrl+C would wait."""
+    video = write_brightness(tmp_path / "lamp.ts", [0.1, 0.1, 0.9]).read_bytes()
+
+    def answer(request, _):
+        headers(request, length=2 * len(video))
+        request.wfile.write(video)
+
+    with http_server(answer) as source, webhook_server(503, 200) as (url, posted):
+        options = ["--alert", "a lamp", "--every", "2", "--webhook", url]
+        done = CliRunner().invoke(cli.app, ["watch", f"{source}/lamp.ts", *options])
+    assert done.exit_code == 1 and "stopped after 2." in done.stderr, done.output
+    assert [body["alert"] for _, body in posted] == ["a lamp"] * 2 and "not sent" not in done.stderr
+    assert "s  a lamp (0.9" in done.stdout
+
+
 def test_mistakes_are_reported_before_a_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "open_session", lambda *_, **__: pytest.fail("a model was loaded"))
     video = write_brightness(tmp_path / "door.mp4", [0.1])
