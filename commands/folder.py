@@ -69,13 +69,14 @@ class Video:
 
 @dataclass
 class Narrated:
-    """What became of a video: its events, or why there are none."""
+    """What became of a video: its events, or why there are none. With Ray it has a row in `rows`, and no subtitles."""
 
     video: Video
     events: list[Any] = field(default_factory=list)
     num_frames: int = 0
     reading: Any = None
     fault: str = ""
+    rows: Path | None = None
 
     def to_srt(self) -> str:
         """Return it as SubRip subtitles."""
@@ -89,7 +90,8 @@ class Narrated:
             return {"video": self.video.name, "error": self.fault}
         events = [{"time": e.time, "text": e.text} for e in self.events if e.role == "assistant"]
         about = {"seconds": round(self.video.seconds, 3), "frames": self.num_frames, "events": events}
-        return {"video": self.video.name, "srt": str(self.video.srt), **about, "reading": self.reading.to_dict()}
+        place = {"srt": str(self.video.srt)} if self.rows is None else {}
+        return {"video": self.video.name, **place, **about, "reading": self.reading.to_dict()}
 
     def to_json(self) -> str:
         """Return it as one line of JSON."""
@@ -100,7 +102,8 @@ class Narrated:
             return f"error: {self.fault if str(self.video.path) in self.fault else f'{self.video.name}: {self.fault}'}"
         count = sum(event.role == "assistant" and bool(event.text) for event in self.events)
         captions = f"{count} caption{'' if count == 1 else 's'}"
-        return f"{self.video.name}: {captions} in {self.video.srt}" + (f". {self.reading}" if self.reading else "")
+        place = self.rows or self.video.srt
+        return f"{self.video.name}: {captions} in {place}" + (f". {self.reading}" if self.reading else "")
 
 
 # ------------------------------------------------------------------------------------------------- which are narrated

@@ -9,6 +9,7 @@ import time as clock
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,7 +108,7 @@ def _saved(batches: Iterator[list[Narrated]], out: Path) -> Iterator[Narrated]:
     with closing(batches):
         for batch in batches:
             _write(out, [result for result in batch if not result.fault])
-            yield from batch
+            yield from (replace(result, rows=out) for result in batch)
 
 
 def _place(model: str) -> str:

@@ -14,9 +14,10 @@ from PIL import Image
 from tiny import random_frames, tiny_model, write_clip
 from typer.testing import CliRunner
 
-from videollm_mod import cli
+from videollm_mod import ReadingReport, cli
 from videollm_mod.commands import folder as folder_command
-from videollm_mod.commands.folder import check_places, choose_streams, find_videos
+from videollm_mod.commands import ray_folder
+from videollm_mod.commands.folder import Narrated, Video, check_places, choose_streams, find_videos
 
 
 ROOT = Path(__file__).parents[1]
@@ -214,6 +215,18 @@ def test_a_folder_that_cannot_be_read_is_named(films, monkeypatch, capsys):
     )
     os.chdir(films)
     shutil.rmtree(films / ("x" * 250))
+
+
+def ended(name):
+    """What became of a video in which nothing was said."""
+    video = Video(Path(name), name, Path(f"{name}.srt"), seconds=1.0)
+    return Narrated(video, num_frames=2, reading=ReadingReport())
+
+
+def test_with_ray_a_result_names_the_folder_of_its_row(tmp_path):
+    [done] = ray_folder._saved((batch for batch in [[ended("a.mp4")]]), tmp_path)
+    assert str(done) == f"a.mp4: 0 captions in {tmp_path}" and "srt" not in json.loads(done.to_json())
+    assert ray_folder.read_names(tmp_path) == {"a.mp4"}
 
 
 @pytest.mark.parametrize(
