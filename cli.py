@@ -407,7 +407,9 @@ def report(
         ask_first(session, query)
         watched = {"summary": summary, "fps": fps, "timeout": timeout, "model": model, "revision": revision}
         watched |= {"speaking": speaking}
-        report_video(processor, video, session, ctrl_c, out=out, **watched)
+        is_written = report_video(processor, video, session, ctrl_c, out=out, **watched)
+    if not is_written:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -32,7 +32,8 @@ from videollm_mod.commands.watching import (
     see_video,
     video_end,
 )
-from videollm_mod.outputs import check_outputs, write_text
+from videollm_mod.outputs import FullDiskError, check_outputs, write_text
+from videollm_mod.space.checkpoint_faults import in_one_line
 
 
 SUFFIXES = (".html", ".md", ".json")
@@ -127,7 +128,7 @@ def report_video(
     model: str,
     revision: str | None,
     speaking: dict[str, Any],
-) -> None:
+) -> bool:
     """
     Watch a video and write reports of it.
 
@@ -137,8 +138,8 @@ def report_video(
         model, revision: The session's checkpoint, by name.
         speaking (`dict[str, Any]`): The session's options of when to speak, by name; `None` where not given.
 
-    Raises:
-        `OSError`: If a file cannot be written.
+    Returns:
+        `bool`: Whether all were written.
     """
     from videollm_mod.video_opening_videollm_mod import without_secrets
 
@@ -146,7 +147,7 @@ def report_video(
     live = {"fps": fps, "timeout": timeout, "reconnect": False, "report": reading, "shows_progress": False}
     # The name of a file may contain "#" and "?".
     path = video if Path(video).is_file() else urlsplit(video).path
-    about = Report(printable(Path(path).name or without_secrets(video)), 0.0, [])
+    about, is_written = Report(printable(Path(path).name or without_secrets(video)), 0.0, []), True
     try:
         if end := see_video(session, read_frames(processor, video, session, **live), ctrl_c):
             about.notes = [f"Watching {end.rstrip('.')}."]
@@ -160,9 +161,10 @@ def report_video(
             about.made_by = _made_by(session, model, revision, fps=fps, summary=summary, speaking=speaking)
             notice = foreign_notice(video, model)
             about.notes = [x for x in (notice[:1].upper() + notice[1:], *about.notes, str(reading)) if x]
-            write_reports(out, about, video, timeout=timeout)
+            is_written = write_reports(out, about, video, timeout=timeout)
     if reading:
         typer.echo(reading, err=True)
+    return is_written
 
 
 def _moments(session: Any) -> list[Moment]:
@@ -257,22 +259,30 @@ def _describe_speaking(session: Any, speaking: dict[str, Any]) -> str:
     return rule + (f" ({', '.join(given)})" if given else "")
 
 
-def write_reports(paths: Sequence[Path], report: Report, video: str, *, timeout: float) -> None:
+def write_reports(paths: Sequence[Path], report: Report, video: str, *, timeout: float) -> bool:
     """
     Write a report in the format of each suffix. Key frames are read from the video again, for a page only.
 
-    Raises:
-        `OSError`: If a file cannot be written. An existing file stays as it is.
+    Returns:
+        `bool`: Whether all were written. A file that cannot be written is named in a line, and stays as it is.
     """
+    is_written = True
     for path in paths:
-        match path.suffix.lower():
-            case ".html":
-                write_text(path, to_html(report, video, timeout=timeout))
-            case ".md":
-                write_text(path, to_markdown(report))
-            case _:
-                write_text(path, to_json(report))
-        typer.echo(f"wrote {path}", err=True)
+        try:
+            match path.suffix.lower():
+                case ".html":
+                    write_text(path, to_html(report, video, timeout=timeout))
+                case ".md":
+                    write_text(path, to_markdown(report))
+                case _:
+                    write_text(path, to_json(report))
+            typer.echo(f"wrote {path}", err=True)
+        except (OSError, ValueError) as error:
+            # The other files are still written.
+            what = "" if isinstance(error, FullDiskError) else f"'{path}' was not written: "
+            typer.echo(f"error: {what}{in_one_line(error)}", err=True)
+            is_written = False
+    return is_written
 
 
 # -------------------------------------------------------------------------------------------------------------- frames

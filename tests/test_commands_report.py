@@ -275,6 +275,15 @@ def test_a_fault_of_the_program_keeps_what_was_said(tmp_path):
     assert told["made_by"]["Checkpoint"] == "unanswering"
 
 
+def test_a_file_that_cannot_be_written_does_not_cost_the_others(tmp_path):
+    (tmp_path / "full.md").symlink_to("/dev/full")
+    done = report(SAMPLE, "--out", tmp_path / "full.md", "--out", tmp_path / "out.json", "--fps", 1, "--summary", "")
+    error = f"error: '{tmp_path}/full.md' cannot be written: No space left on device. Free some space"
+    assert done.exit_code == 1 and error in done.stderr, done.output
+    assert done.stderr.endswith(f"\nwrote {tmp_path}/out.json\n")
+    assert json.loads((tmp_path / "out.json").read_text())["video"] == "streamworld.mp4"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
