@@ -35,6 +35,11 @@ def visible(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
+def printable(text: str) -> str:
+    """Return text that can be written as UTF-8: names of files may hold other bytes, which become "\\udce9"."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def describe_saving(value: float, full: float, unit: str, where: str = "") -> str:
     """Compare a cost with full compute: "0.77 GFLOP, 1.31 at full compute (routing saves 42%)"."""
     scales = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
@@ -60,4 +65,4 @@ def describe_entries(lengths: Sequence[int], routed: Collection[int]) -> str:
     return ", ".join(parts)
 
 
-__all__ = ["counted", "describe_entries", "describe_saving", "device_name", "quiet", "visible"]
+__all__ = ["counted", "describe_entries", "describe_saving", "device_name", "printable", "quiet", "visible"]

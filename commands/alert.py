@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from videollm_mod.console import printable
+
 import typer
 
 from videollm_mod.commands.watching import CtrlC, keep_what_was_seen, print_reading, read_frames
@@ -163,9 +165,9 @@ def _check_url(url: str) -> str:
 
 
 def name_source(video: str) -> str:
-    """Return the name of a video without its folder, and of a stream without what may be a password."""
+    """Return the name of a video without its folder, and of a stream without what may be a password, as Unicode."""
     parts = urlsplit(video)
-    return f"{parts.scheme}://{parts.hostname}" if parts.hostname else Path(video).name
+    return f"{parts.scheme}://{parts.hostname}" if parts.hostname else printable(Path(video).name)
 
 
 def watch_for(

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from videollm_mod.console import printable
+
 from videollm_mod.commands.data_set import DataSet, Row, Rows
 from videollm_mod.commands.folder import Folder, Narrated, Video, find_videos, narrate_left, open_engine
 from videollm_mod.outputs import replacing
@@ -98,7 +100,7 @@ def narrate_with_ray(
     if not videos:
         raise ValueError(f"There is no video in '{folder}'.")
     done = read_names(out)
-    left = [video for video in videos if video.name not in done]
+    left = [video for video in videos if printable(video.name) not in done]
     given = {"model": _place(model), "revision": revision, **options}
     return narrate_left(videos, left, "rows", lambda good: _saved(_run(good, workers, **given), out), as_json=as_json)
 
@@ -234,7 +236,8 @@ def _write(out: Path, results: Sequence[Narrated]) -> None:
     event = pyarrow.struct([("time", pyarrow.float64()), ("text", pyarrow.string())])
     columns = [("video", pyarrow.string()), ("seconds", pyarrow.float64()), ("frames", pyarrow.int64())]
     schema = pyarrow.schema([*columns, ("events", pyarrow.list_(event)), ("srt", pyarrow.string())])
-    rows = [result.to_dict() | {"srt": result.to_srt()} for result in results]
+    # Parquet holds Unicode only.
+    rows = [result.to_dict() | {"video": printable(result.video.name), "srt": result.to_srt()} for result in results]
     table = pyarrow.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
     file = out / f"{clock.time_ns()}-{secrets.token_hex(4)}.parquet"
     with replacing(file) as part:

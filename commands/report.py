@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from videollm_mod.console import visible
+from videollm_mod.console import printable, visible
 
 import typer
 
@@ -468,11 +468,6 @@ def place_ticks(seconds: float) -> list[tuple[float, float]]:
 def _hash(text: str) -> str:
     """Return a hash by which a page allows one script or style and no other."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def printable(text: str) -> str:
-    """Return text that can be written as UTF-8: names of files may hold other bytes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(text: str) -> str:

@@ -159,6 +159,7 @@ def test_a_source_is_named_without_secrets():
     assert name_source("rtsp://me:SECRET@cam.local:554/SECRET") == "rtsp://cam.local"
     assert name_source("/home/SECRET/door.mp4") == "door.mp4"
     assert name_source("camera:0") == "camera:0"
+    assert name_source(os.fsdecode(b"/home/caf\xe9.mp4")) == r"caf\udce9.mp4", "JSON for a webhook is Unicode"
 
 
 # ------------------------------------------------------------------------------------------------------------- command

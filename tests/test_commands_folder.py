@@ -229,6 +229,19 @@ def test_with_ray_a_result_names_the_folder_of_its_row(tmp_path):
     assert ray_folder.read_names(tmp_path) == {"a.mp4"}
 
 
+def test_with_ray_names_that_are_not_unicode_have_rows(tmp_path, monkeypatch):
+    films, rows = tmp_path / "films", tmp_path / "rows"
+    films.mkdir()
+    for byte in (b"\xe8", b"\xe9"):
+        shutil.copy(SAMPLE, films / os.fsdecode(b"caf" + byte + b".mp4"))
+    monkeypatch.setattr(ray_folder, "_run", lambda videos, *_, **__: ([ended(video.name)] for video in videos))
+    options = {"workers": 1, "out": rows, "as_json": False}
+    assert ray_folder.narrate_with_ray(str(films), "model", None, **options) == 0
+    assert ray_folder.read_names(rows) == {r"caf\udce8.mp4", r"caf\udce9.mp4"}
+    monkeypatch.setattr(ray_folder, "_run", lambda videos, *_, **__: (pytest.fail(str(video)) for video in videos))
+    assert ray_folder.narrate_with_ray(str(films), "model", None, **options) == 0, "all have rows"
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
