@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,13 +81,15 @@ class ClipCutter:
 
     def cut(self, start: float, end: float) -> Clip:
         """
-        Write the clip of a moment. An earlier clip of the same seconds is replaced.
+        Write the clip of a moment. An earlier clip of the same seconds of the same file is replaced.
 
         Raises:
             `OSError`, `ValueError`: If it cannot be written.
         """
         first, last = self._choose(start, end)
-        path = self.folder / f"{self.video.stem}_{start:g}s-{end:g}s{self.suffix}"
+        # Videos of several folders may have one name.
+        source = sha256(os.fsencode(self.video.resolve())).hexdigest()[:8]
+        path = self.folder / f"{self.video.stem}-{source}_{start:g}s-{end:g}s{self.suffix}"
         with replacing(path) as part:
             self._write(first, last, part)
         return Clip(path, float(self.pictures[first].time), float(self._end(first, last)))

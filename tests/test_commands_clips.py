@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clips hold exactly the pictures and the sound of the source, from a key frame on."""
 
+import re
 from pathlib import Path
 
 import av
@@ -52,11 +53,22 @@ def test_a_clip_has_the_pictures_of_the_source(tmp_path, suffix, gop):
     assert len(keys) >= 4
     for start, end in ((2.0, 3.6), (0.0, 0.5), (4.9, 6.0)):
         clip = cutter.cut(start, end)
-        assert clip.path == tmp_path / "clips" / f"source_{start:g}s-{end:g}s.{suffix}"
+        assert clip.path.parent == tmp_path / "clips"
+        assert re.fullmatch(rf"source-[0-9a-f]{{8}}_{start:g}s-{end:g}s\.{suffix}", clip.path.name)
         assert clip.start == max(key for key in keys if key <= start + 1e-9)
         assert end - 1e-3 <= clip.end <= end + 0.3
         assert_is_part(clip, source)
     assert [path.name for path in (tmp_path / "clips").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_clip_of_another_video_with_the_same_name_stays(tmp_path):
+    paths = []
+    for folder in ("monday", "tuesday"):
+        (tmp_path / folder).mkdir()
+        source = write_clip(tmp_path / folder / "door.mp4", random_frames(4))
+        paths += [ClipCutter(source, tmp_path / "clips").cut(0, 0.4).path for _ in range(2)]
+    assert paths[0] == paths[1] and paths[2] == paths[3] != paths[0]
+    assert sorted((tmp_path / "clips").iterdir()) == sorted({*paths})
 
 
 def test_a_clip_has_the_sound_of_the_source(tmp_path):
