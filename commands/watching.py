@@ -61,29 +61,43 @@ def check_speaking(*, speak: str | None, every: float | None, speak_threshold: f
     Speaking(new_policy(speak, every, threshold, "learned"), **guards)
 
 
+# What asks a program to end, and what that does the second time. A terminal that closes may say so twice.
+_ENDS = {"SIGINT": signal.SIG_DFL, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_IGN}
+
+
 class CtrlC:
-    """Ctrl+C raises `KeyboardInterrupt` once, so that what is done can be written. The second one ends the program."""
+    """
+    Ctrl+C raises `KeyboardInterrupt` once, so that what is done can be written. The second one ends the program.
+    SIGTERM and a terminal that closes count as Ctrl+C.
+    """
 
     is_pressed = False
     is_deferred = False
 
     def __enter__(self) -> "CtrlC":
         CtrlC.is_pressed = False
-        self.before = signal.getsignal(signal.SIGINT)
-        # A program in the background ignores Ctrl+C, and only the main thread may change that.
-        if self.before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self.press)
+        self.before: dict[int, Any] = {}
+        for name in _ENDS if threading.current_thread() is threading.main_thread() else ():
+            number = getattr(signal, name, signal.SIGINT)  # Windows has no SIGHUP
+            # A program in the background ignores Ctrl+C.
+            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                self.before[number] = signal.signal(number, self.press)
         return self
 
     def __exit__(self, kind: type | None, *error: Any) -> None:
-        if signal.getsignal(signal.SIGINT) == self.press:
-            signal.signal(signal.SIGINT, self.before)
+        for number, before in self.before.items():
+            # After the first Ctrl+C, the next one ends the program at once to its very end.
+            if number != signal.SIGINT or signal.getsignal(number) == self.press:
+                signal.signal(number, before)
         if kind is KeyboardInterrupt:
             typer.echo("stopped", err=True)
 
-    def press(self, *_: Any) -> None:
+    def press(self, number: int, *_: Any) -> None:
         CtrlC.is_pressed = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for other in self.before:
+            signal.signal(other, _ENDS[signal.Signals(other).name])
+        if signal.Signals(number).name == "SIGHUP":
+            _leave_terminal()
         if not self.is_deferred:
             raise KeyboardInterrupt
 
@@ -97,6 +111,14 @@ class CtrlC:
             self.is_deferred = False
         if self.is_pressed:
             raise KeyboardInterrupt
+
+
+def _leave_terminal() -> None:
+    """Write to nothing what would go to a terminal that is closed, where it is an error."""
+    for output in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(output).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
 def is_read_once(video: str) -> bool:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Live sources that stall, break off, drop and return, and Ctrl+C at any time, against servers on loopback."""
 
-import functools
+import fcntl
 import itertools
 import json
 import os
@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -462,6 +463,12 @@ def test_waiting_for_a_source_ends_with_the_reader():
 # -------------------------------------------------------------------------------------------------------------- Ctrl+C
 
 
+def heed_signals():
+    """Tests that run in the background ignore signals, and a child inherits that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def command(*arguments):
     """Run the command line; Ctrl+C must end it long before its time limit for the source."""
@@ -471,8 +478,7 @@ def command(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that run in the background ignore SIGINT, and a child inherits that.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
     )
     try:
         yield running
@@ -480,8 +486,8 @@ def command(*arguments):
         running.kill()
 
 
-def press_ctrl_c(running):
-    running.send_signal(signal.SIGINT)
+def press_ctrl_c(running, number=signal.SIGINT):
+    running.send_signal(number)
     return running.communicate(timeout=60)
 
 
@@ -524,13 +530,44 @@ def stalling_server():
         gone.set()
 
 
-def test_ctrl_c_while_a_source_stalls_writes_the_narration(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_while_a_source_stalls_writes_the_narration(tmp_path, number):
     out = tmp_path / "out.jsonl"
     with stalling_server() as (url, _), command("narrate", url, "--json", "--jsonl", out) as running:
         assert json.loads(next(running.stdout))["role"] == "user", "the query stands before the first frame"
-        printed, err = press_ctrl_c(running)
+        printed, err = press_ctrl_c(running, number)
     assert running.returncode == 0 and "stopped after" in err and f"wrote {out}" in err, err
     assert json.loads(printed.splitlines()[-1])["summary"]["frames"] > 0
+    assert json.loads(out.read_text().splitlines()[0])["role"] == "user"
+
+
+def test_a_terminal_that_closes_keeps_the_narration(tmp_path):
+    """The program cannot write to its terminal any more, and may be told twice."""
+    out, (ours, theirs) = tmp_path / "out.jsonl", os.openpty()
+
+    def begin():
+        heed_signals()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    with stalling_server() as (url, _):
+        running = subprocess.Popen(
+            [sys.executable, str(ROOT / "cli.py"), "narrate", url, "--json", "--jsonl", str(out), "--timeout", "600"],
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+            start_new_session=True,
+            preexec_fn=begin,
+        )
+        os.close(theirs)
+        try:
+            shown = b""
+            while b'"role"' not in shown:
+                shown += os.read(ours, 4096)
+            os.close(ours)
+            with suppress(ProcessLookupError):
+                running.send_signal(signal.SIGHUP)
+            assert running.wait(60) == 0
+        finally:
+            running.kill()
     assert json.loads(out.read_text().splitlines()[0])["role"] == "user"
 
 
