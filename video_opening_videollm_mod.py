@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from transformers.utils import is_av_available
 
@@ -42,6 +41,7 @@ _ELEMENT = re.compile(rb"([\x10-\x1f]...|[\xa0\xa3\xa7\xab\xaf\xbf\xe7\xec]|XT)(
 _CLUSTER, _SEGMENT = re.compile(rb"\x1fC\xb6u"), b"\x18S\x80g"
 # A password may have any sign, also "@". Behind a "?" it could be a password or a query, and none of that is shown.
 _SECRETS = re.compile(r"(?<=:)(?:.*\?.*@.*|.*(?=@))|(?<=\?).+", re.DOTALL)
+HOST = re.compile(r"^\w+://(?:[^/@]*@)?(\[[^]]+\]|[^/:?#]+)")  # of a source without its password
 # Bits of `AVInputFormat.flags`; PyAV names them differently from version to version.
 NO_TIMESTAMPS, MAY_CHANGE_CLOCKS = 0x80, 0x200
 # FFmpeg would wait for 20 frames to find a rate, for 50 without a time, and for a megabyte of JPEG pictures. It would
@@ -73,7 +73,7 @@ def open_container(
     """
     source, asked = str(source), clock.monotonic()
     is_file, left = os.path.isfile(source), None if timeout is None else _TimeLeft(asked + timeout)
-    is_web = not is_file and urlsplit(source).scheme in ("http", "https")
+    is_web = not is_file and source.partition(":")[0].lower() in ("http", "https")
     allowed = _WEB if is_web else "crypto,data" if source == "-" else "file" if is_file and formats else None
     # FFmpeg also decodes frames when it opens a file.
     given = {"format_whitelist": formats, "protocol_whitelist": allowed, "max_pixels": max_pixels and str(max_pixels)}
@@ -103,11 +103,11 @@ def open_container(
         shown = without_secrets(source)
         if limits is not None and timeout is not None and clock.monotonic() - asked >= timeout:
             raise ValueError(f"'{shown}' sent no video within {timeout:g} s.") from error
-        host = urlsplit(shown).hostname
-        if limits is not None and host is not None and error.errno == errno.EIO:
+        host = "".join(HOST.findall(shown)).strip("[]")
+        if limits is not None and host and error.errno == errno.EIO:
             try:
                 socket.getaddrinfo(host, None)
-            except OSError:
+            except (OSError, UnicodeError):
                 raise ValueError(f"'{shown}' cannot be opened: there is no host '{host}'.") from error
         raise unreadable(source, error) from error
 
@@ -310,5 +310,5 @@ def has_flag(container: Any, flag: int) -> bool:
     return bool(container.format.flags & flag)
 
 
-__all__ = ["MAY_CHANGE_CLOCKS", "NO_TIMESTAMPS", "check_source", "count_joined", "count_torn", "goes_on"]
+__all__ = ["HOST", "MAY_CHANGE_CLOCKS", "NO_TIMESTAMPS", "check_source", "count_joined", "count_torn", "goes_on"]
 __all__ += ["has_flag", "is_complete", "open_container", "open_input", "unreadable", "without_secrets"]

@@ -166,8 +166,11 @@ def _check_url(url: str) -> str:
 
 def name_source(video: str) -> str:
     """Return the name of a video without its folder, and of a stream without what may be a password, as Unicode."""
-    parts = urlsplit(video)
-    return f"{parts.scheme}://{parts.hostname}" if parts.hostname else printable(Path(video).name)
+    from videollm_mod.video_opening_videollm_mod import HOST, without_secrets
+
+    shown = without_secrets(video)
+    host = "".join(HOST.findall(shown))
+    return f"{shown.partition('://')[0]}://{host}" if host else printable(Path(video).name)
 
 
 def watch_for(

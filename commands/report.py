@@ -16,7 +16,6 @@ from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from videollm_mod.console import printable, visible
 
@@ -145,8 +144,8 @@ def report_video(
 
     reading = new_report()
     live = {"fps": fps, "timeout": timeout, "reconnect": False, "report": reading, "shows_progress": False}
-    # The name of a file may contain "#" and "?".
-    path = video if Path(video).is_file() else urlsplit(video).path
+    # The name of a file may contain "#" and "?", and a password any sign.
+    path = video if Path(video).is_file() else re.split("[?#]", without_secrets(video).partition("://")[2])[0]
     about, is_written = Report(printable(Path(path).name or without_secrets(video)), 0.0, []), True
     try:
         if end := see_video(session, read_frames(processor, video, session, **live), ctrl_c):

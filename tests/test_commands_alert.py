@@ -157,7 +157,10 @@ def test_an_environment_that_cannot_be_used_is_one_line_before_a_model_is_loaded
 
 def test_a_source_is_named_without_secrets():
     assert name_source("rtsp://me:SECRET@cam.local:554/SECRET") == "rtsp://cam.local"
-    assert name_source("/home/SECRET/door.mp4") == "door.mp4"
+    for password in ("pa#SECRET", "SECRET/", "[SECRET", "SECRET]", "SECRET\uff1f", "S@SECRET"):
+        assert name_source(f"rtsp://me:{password}@cam7/1") == "rtsp://cam7"
+    assert name_source("http://[::1]:80/a") == "http://[::1]"
+    assert name_source("/home/SECRET/door.mp4") == name_source("file:///home/SECRET/door.mp4") == "door.mp4"
     assert name_source("camera:0") == "camera:0"
     assert name_source(os.fsdecode(b"/home/caf\xe9.mp4")) == r"caf\udce9.mp4", "JSON for a webhook is Unicode"
 
