@@ -34,7 +34,7 @@ from videollm_mod.space.uploads import demux
 
 # Formats of videos; the last are those of security cameras and of television. FFmpeg opens as video also photos, text
 # drawn as pictures, lists of other files, and much whose bytes look like some format by chance.
-_FORMATS = {name for name in VIDEO_FORMATS.split(",") if not name.endswith("_pipe")} | {"dhav", "gxf", "wtv"}
+_FORMATS = {name for name in VIDEO_FORMATS.split(",") if not name.endswith("_pipe")} | {"dhav", "gxf", "mjpeg", "wtv"}
 # Brands of an mp4 that is a photo.
 _PHOTOS = {"avif", "avis", "heic", "heix", "mif1"}
 # Where the sync byte of MPEG-TS stands. TypeScript has these suffixes too.

@@ -181,12 +181,17 @@ def test_what_is_no_video(films):
     clip = write_clip(films / "clip.mp4", random_frames(2)).read_bytes()
     for brand in (b"avif", b"avis", b"heic", b"heix", b"mif1"):
         (films / f"{brand.decode()}.heic").write_bytes(clip.replace(b"ftypisom", b"ftyp" + brand, 1))
+    # A camera's JPEG pictures are a film, and a photo with a second picture in it is none.
+    jpeg = films / "photo.jpg"
+    photo.save(jpeg)
+    (films / "camera.mjpeg").write_bytes(jpeg.read_bytes() * 5)
+    (films / "gain_map.jpg").write_bytes(jpeg.read_bytes() * 2)
     (films / "page.ts").write_text("export const page = 1;\n" * 100)
     (films / "page.mts").write_text("export const page = 1;\n" * 100)
     (films / "cut.ts").write_bytes(b"G" + bytes(100))
     (films / "palette.adf").write_bytes(b"\1" + bytes(range(256)) * 40)
     found = {video.name: video.fault for video in find_videos(films, None)}
-    assert set(found) - before == {"moving.gif", "clip.mp4", "cut.ts"}
+    assert set(found) - before == {"camera.mjpeg", "moving.gif", "clip.mp4", "cut.ts"}
     assert [name for name, fault in found.items() if fault] == ["cut.ts"]
 
 
