@@ -11,7 +11,7 @@ import threading
 import time as clock
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -262,6 +262,9 @@ class Rows(Folder):
         if self.stop.is_set():
             return None
         try:
+            if self.out is not None:
+                with suppress(FileNotFoundError):
+                    os.stat(srt)  # its name may be too long
             with fetched(row, self.stop) as path:
                 video = Video(path, row.name, srt, formats=VIDEO_FORMATS)
                 measure([video])
@@ -364,7 +367,7 @@ class _Done:
             self.num_repeated += 1
             return False
         self._names.add(row.name)
-        is_done = srt_of(row, self.out).exists()
+        is_done = os.path.exists(srt_of(row, self.out))
         self.count += is_done
         return not is_done
 

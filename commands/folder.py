@@ -433,7 +433,7 @@ def narrate_folder(
     videos = list(find_videos(Path(folder), out))
     if not videos:
         raise ValueError(f"There is no video in '{folder}'.")
-    left = [video for video in videos if not video.srt.exists()]
+    left = [video for video in videos if not os.path.exists(video.srt)]
     check_places(video.srt.parent for video in left)
     given = {"streams": streams, "query": query, "fps": fps, **options}
     return narrate_left(videos, left, "subtitles", lambda good: _run(good, name, revision, **given), as_json=as_json)

@@ -102,6 +102,16 @@ def test_a_video_that_rows_name_again_is_narrated_once(films, tmp_path):
     assert list(ray_folder._first(batches)) == [twice[:1], []]
 
 
+def test_a_name_that_is_too_long_is_a_fault_of_its_row(films, tmp_path):
+    folder = tmp_path / "list"
+    folder.mkdir()
+    for name in ("x" * 248 + ".mp4", "b.mp4"):
+        shutil.copy(films / "train" / "b.mp4", folder / name)
+    done = narrate(folder, "--split", "train", "--out", tmp_path / "out", "--streams", 1)
+    assert done.exit_code == 1 and "1 narrated, 1 failed" in done.stderr, done.output
+    assert "File name too long" in done.stderr and set(written(tmp_path / "out")) == {"b.mp4.srt"}
+
+
 @pytest.fixture
 def heeds_ctrl_c():
     """Tests that run in the background ignore SIGINT."""
