@@ -218,12 +218,24 @@ def _read(data_set: DataSet, parts: range, done: set[str]) -> Iterator[Any]:
 
 
 def read_names(out: Path) -> set[str]:
-    """Return the videos that have a row in the Parquet files of a folder, and make the folder."""
+    """
+    Return the videos that have a row in the Parquet files of a folder, and make the folder.
+
+    Raises:
+        `ValueError`: If a file has other rows.
+    """
     from pyarrow import parquet
 
     out.mkdir(parents=True, exist_ok=True)
-    files = sorted(out.glob("*.parquet"))
-    return {name for file in files for name in parquet.read_table(file, columns=["video"])["video"].to_pylist()}
+    names: set[str] = set()
+    for file in sorted(out.glob("*.parquet")):
+        fields = {field.name: str(field.type) for field in parquet.read_schema(file)}
+        if fields.get("video") not in ("string", "large_string"):
+            raise ValueError(
+                f"'{file}' has no names of videos: choose a folder for --out without other Parquet files."
+            )
+        names.update(parquet.read_table(file, columns=["video"])["video"].to_pylist())
+    return names
 
 
 def _write(out: Path, results: Sequence[Narrated]) -> None:

@@ -9,8 +9,10 @@ import shutil
 import signal
 from pathlib import Path
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from tiny import random_frames, tiny_model, write_clip
 from typer.testing import CliRunner
 
@@ -232,6 +234,16 @@ def test_with_ray_a_result_names_the_folder_of_its_row(tmp_path):
     [done] = ray_folder._saved((batch for batch in [[ended("a.mp4")]]), tmp_path)
     assert str(done) == f"a.mp4: 0 captions in {tmp_path}" and "srt" not in json.loads(done.to_json())
     assert ray_folder.read_names(tmp_path) == {"a.mp4"}
+
+
+@pytest.mark.parametrize("columns", [{"video": [{"path": "a.mp4"}]}, {"clip": ["a.mp4"]}])
+def test_with_ray_other_parquet_files_are_refused_in_one_line(films, tmp_path, monkeypatch, columns):
+    monkeypatch.setattr(cli, "check_ray", lambda _: None)
+    (tmp_path / "out").mkdir()
+    parquet.write_table(pyarrow.table(columns), tmp_path / "out" / "other.parquet")
+    done = narrate(films, "--ray", 1, "--out", tmp_path / "out")
+    error = f"error: '{tmp_path}/out/other.parquet' has no names of videos: choose a folder for --out without other"
+    assert done.exit_code == 1 and done.stderr == f"{error} Parquet files.\n", done.output
 
 
 def test_with_ray_names_that_are_not_unicode_have_rows(tmp_path, monkeypatch):
