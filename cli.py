@@ -243,6 +243,10 @@ def narrate(
         is_data_set = video.startswith(HUB) or split is not None or column is not None
         if not video:
             raise ValueError("The name of the video is empty.")
+        if video_root and not is_data_set and Path(video).is_dir():
+            raise ValueError(
+                "--video-root is for a data set: choose the rows of this folder with --split or --column."
+            )
         if is_data_set or Path(video).is_dir():
             others = {"font": font, "when_behind": when_behind, "max_waiting": max_waiting, "reconnect": reconnect}
             check_folder(video, out, written | others)

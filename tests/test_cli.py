@@ -331,6 +331,7 @@ def test_convert_and_push_run_the_scripts():
         (["narrate", "train"], "error: There is no video in 'train'."),
         (["narrate", "samples", "--burn-in", "a.mp4"], "error: --burn-in is for one video, and 'samples' is a folder"),
         (["narrate", "samples", "--out", "/proc/out"], "error: --out cannot make the folder '/proc/out'"),
+        (["narrate", "samples", "--video-root", "/data"], "error: --video-root is for a data set: choose the rows of"),
         (["narrate", "--out", "out"], "streamworld.mp4' is none: use --srt."),
         (["narrate", f"{LOCKED}?key=1", "--out", "out"], "and 'rtsp://admin:***@127.0.0.1:9/1?***' is none"),
         (["narrate", LOCKED, "--split", "a", "--srt", "a.srt"], "and 'rtsp://admin:***@127.0.0.1:9/1' is a data set"),
