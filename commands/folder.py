@@ -109,7 +109,7 @@ class Narrated:
 # ------------------------------------------------------------------------------------------------- which are narrated
 
 
-def find_videos(folder: Path, out: Path | None) -> Iterator[Video]:
+def find_videos(folder: Path, out: Path | None, unread: list[str] | None = None) -> Iterator[Video]:
     """
     Yield the videos of a folder and its folders in order, and files that should be videos but cannot be read.
 
@@ -119,8 +119,9 @@ def find_videos(folder: Path, out: Path | None) -> Iterator[Video]:
     Args:
         folder (`Path`): The folder.
         out (`Path`, *optional*): Folder for subtitles. Without it they lie beside each video.
+        unread (`list[str]`, *optional*): Gets the folders that cannot be read.
     """
-    for parent, names in _walk(folder):
+    for parent, names in _walk(folder, [] if unread is None else unread):
         found = []
         for name in sorted(name for name in names if not name.startswith(".")):
             path = Path(parent, name)
@@ -134,22 +135,23 @@ def find_videos(folder: Path, out: Path | None) -> Iterator[Video]:
             yield Video(path, str(path.relative_to(folder)), srt, fault=fault)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def _walk(folder: Path, unread: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield each folder and the names of its files."""
+
+    def on_error(error: OSError) -> None:
+        unread.append(error.filename)
+        line = f"error: the folder '{error.filename}' cannot be read: {error.strerror}"
+        typer.echo(visible(" ".join(line.splitlines())), err=True)
+
     seen, left = set(), [str(folder)]
     while left:
-        for parent, folders, names in os.walk(left.pop(0), onerror=_say_unread):
+        for parent, folders, names in os.walk(left.pop(0), onerror=on_error):
             real = os.path.realpath(parent)
             folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
             left += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
             if real not in seen:
                 seen.add(real)
                 yield parent, names
-
-
-def _say_unread(error: OSError) -> None:
-    line = visible(" ".join(f"error: the folder '{error.filename}' cannot be read: {error.strerror}".splitlines()))
-    typer.echo(line, err=True)
 
 
 def _name_subtitles(videos: Sequence[Path]) -> dict[Path, str]:
@@ -425,18 +427,21 @@ def narrate_folder(
         streams (`int`, *optional*): Videos at once; see [`choose_streams`].
 
     Returns:
-        `int`: The exit code: 0 if all were narrated, 1 if some failed, and 130 after Ctrl+C.
+        `int`: The exit code: 0 if all were narrated, 1 if some failed or a folder could not be read, and 130 after
+        Ctrl+C.
 
     Raises:
         `ValueError`: If the folder has no video, or subtitles cannot be written.
     """
-    videos = list(find_videos(Path(folder), out))
+    unread: list[str] = []
+    videos = list(find_videos(Path(folder), out, unread))
     if not videos:
         raise ValueError(f"There is no video in '{folder}'.")
     left = [video for video in videos if not os.path.exists(video.srt)]
     check_places(video.srt.parent for video in left)
     given = {"streams": streams, "query": query, "fps": fps, **options}
-    return narrate_left(videos, left, "subtitles", lambda good: _run(good, name, revision, **given), as_json=as_json)
+    code = narrate_left(videos, left, "subtitles", lambda good: _run(good, name, revision, **given), as_json=as_json)
+    return code or int(bool(unread))
 
 
 def narrate_left(

@@ -96,13 +96,15 @@ def narrate_with_ray(
     Raises:
         `ValueError`: If the folder has no video.
     """
-    videos = list(find_videos(Path(folder).resolve(), None))
+    unread: list[str] = []
+    videos = list(find_videos(Path(folder).resolve(), None, unread))
     if not videos:
         raise ValueError(f"There is no video in '{folder}'.")
     done = read_names(out)
     left = [video for video in videos if printable(video.name) not in done]
     given = {"model": _place(model), "revision": revision, **options}
-    return narrate_left(videos, left, "rows", lambda good: _saved(_run(good, workers, **given), out), as_json=as_json)
+    code = narrate_left(videos, left, "rows", lambda good: _saved(_run(good, workers, **given), out), as_json=as_json)
+    return code or int(bool(unread))
 
 
 def _saved(batches: Iterator[list[Narrated]], out: Path) -> Iterator[Narrated]:

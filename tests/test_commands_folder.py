@@ -220,6 +220,10 @@ def test_a_folder_that_cannot_be_read_is_named(films, monkeypatch, capsys):
     assert said.startswith(f"error: the folder '{films}/xxx") and said.endswith(
         "' cannot be read: File name too long\n"
     )
+    for name in ("b.srt", "trip/a.mp4.srt", "trip/a.MOV.srt"):
+        (films / name).touch()
+    done = narrate(films)
+    assert done.exit_code == 1 and "3 of 3 videos have subtitles already" in done.stderr, "the rest may be there"
     os.chdir(films)
     shutil.rmtree(films / ("x" * 250))
 
