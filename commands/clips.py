@@ -37,11 +37,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A packet of a picture: its time and its end, in seconds of the video."""
+    """A packet of a picture: its time and its end, in seconds of the video. A hidden one is there for others."""
 
     time: Fraction
     end: Fraction
     is_key: bool
+    is_shown: bool
 
 
 class ClipCutter:
@@ -67,6 +68,9 @@ class ClipCutter:
         self.video, self.folder = Path(video), folder
         self.suffix = self.video.suffix.lower() if self.video.suffix.lower() in _FORMATS else ".mkv"
         self.pictures = _list_pictures(self.video)
+        self.first_shown = min((picture.time for picture in self.pictures if picture.is_shown), default=Fraction(0))
+        if not all(picture.is_shown for picture in self.pictures) and self.suffix not in _MP4:
+            self.suffix = ".mov"  # other containers would show what is trimmed away
         # For each packet, the time of the earliest picture from it on.
         self.earliest_left = [*accumulate((picture.time for picture in reversed(self.pictures)), min)][::-1]
         self.key_frames = [index for index, picture in enumerate(self.pictures) if picture.is_key]
@@ -92,7 +96,7 @@ class ClipCutter:
         path = self.folder / f"{self.video.stem}-{source}_{start:g}s-{end:g}s{self.suffix}"
         with replacing(path) as part:
             self._write(first, last, part)
-        return Clip(path, float(self.pictures[first].time), float(self._end(first, last)))
+        return Clip(path, float(self._begin(first)), float(self._end(first, last)))
 
     def _choose(self, start: float, end: float) -> tuple[int, int]:
         """Return the indices of the first picture of a clip, and of the last one in decoding order."""
@@ -101,12 +105,15 @@ class ClipCutter:
         latest = pictures[first].time
         for last in range(first, len(pictures) - 1):
             latest = max(latest, pictures[last].time)
-            if self.earliest_left[last + 1] >= max(latest, end):
+            if self.earliest_left[last + 1] >= max(latest, end) and latest >= self._begin(first):
                 return first, last
         return first, len(pictures) - 1
 
+    def _begin(self, first: int) -> Fraction:
+        return max(self.pictures[first].time, self.first_shown)
+
     def _end(self, first: int, last: int) -> Fraction:
-        return max(picture.end for picture in self.pictures[first : last + 1])
+        return max(picture.end for picture in self.pictures[first : last + 1] if picture.is_shown)
 
     def _write(self, first: int, last: int, part: Path) -> None:
         try:
@@ -138,7 +145,8 @@ class ClipCutter:
         if self.suffix in _MP4 and picture.codec_context.codec_tag == "hvc1":
             # FFmpeg's own choice is hev1, which QuickTime and Safari do not play.
             copies[picture.index].codec_context.codec_tag = "hvc1"
-        begin, end, missing = self.pictures[first].time, self._end(first, last), last - first + 1
+        key, begin, end = self.pictures[first].time, self._begin(first), self._end(first, last)
+        missing = last - first + 1
         if seeks:
             with suppress(av.error.FFmpegError):
                 source.seek(int((begin - _APART + reader.origin) / picture.time_base), stream=picture)
@@ -147,11 +155,11 @@ class ClipCutter:
                 continue
             time = _time(packet, reader)
             if packet.stream.index == picture.index:
-                is_begin = packet.is_keyframe and time == begin
+                is_begin = packet.is_keyframe and time == key
                 is_inside = missing > 0 and (is_begin or missing <= last - first)
                 missing -= is_inside
                 # Pictures shown before the first one need those before it.
-                is_inside = is_inside and time >= begin
+                is_inside = is_inside and time >= key
             else:
                 is_inside = begin <= time < end
             if is_inside:
@@ -180,11 +188,16 @@ def _list_pictures(video: Path) -> list[_Picture]:
             for packet in demux(reader.container, reader.stream):
                 if packet.size:
                     time, duration = _time(packet, reader), (packet.duration or 0) * packet.time_base or usual
-                    pictures.append(_Picture(time, time + duration, packet.is_keyframe))
+                    pictures.append(_Picture(time, time + duration, packet.is_keyframe, not packet.is_discard))
         except av.error.FFmpegError:
             pass  # The reader decides below whether it reads further.
+        while pictures and not pictures[-1].is_shown:
+            pictures.pop()  # none needs it
+        shown = [picture for picture in pictures if picture.is_shown]
+        start, end = min((x.time for x in shown), default=0), max((x.time for x in shown), default=0)
+        is_joined = any(start < picture.time < end for picture in pictures if not picture.is_shown)
         # The reader closes gaps and mends times. Packets cannot be found by such times.
-        if abs(max((picture.end for picture in pictures), default=0) - Fraction(reader.seconds)) > 1:
+        if is_joined or abs(max((x.end for x in shown), default=0) - Fraction(reader.seconds)) > 1:
             raise ValueError(f"--clips cannot cut '{video}': its clock changes, or it is damaged.")
     return pictures
 

@@ -140,6 +140,29 @@ def test_a_rotated_video_stays_upright(tmp_path):
     assert shown(clip.path)[0][1].shape == shown(source)[0][1].shape == (64, 32, 3)
 
 
+@pytest.mark.parametrize("options", [{"g": "10", "bf": "0", "x264-params": "scenecut=0"}, B_FRAMES], ids=["P", "B"])
+@pytest.mark.parametrize("suffix", ["mp4", "qt"])
+def test_what_was_trimmed_away_is_not_shown(tmp_path, suffix, options):
+    """As after `ffmpeg -ss 0.5 -i source.mp4 -c copy`: pictures before second 0 are there for those that need them."""
+    source, trimmed = (
+        write_clip(tmp_path / "source.mp4", random_frames(40), fps=10, **options),
+        tmp_path / f"a.{suffix}",
+    )
+    with av.open(str(source)) as whole, av.open(str(trimmed), "w", format="mov") as target:
+        stream = target.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                for name in ("pts", "dts"):
+                    setattr(packet, name, getattr(packet, name) - round(0.5 / packet.time_base))
+                packet.stream = stream
+                target.mux(packet)
+    cutter = ClipCutter(trimmed, tmp_path / "clips")
+    for start, end in ((0.0, 0.1), (0.0, 1.2), (0.9, 2.0), (3.0, 3.5)):
+        clip = cutter.cut(start, end)
+        assert 0 <= clip.start <= start and clip.end >= end - 1e-3
+        assert_is_part(clip, trimmed)
+
+
 def test_a_stream_that_begins_in_the_middle_is_no_fault(tmp_path):
     """Only the pictures that a player shows are cut, and the other stream begins when they end."""
     source = write_late_stream(tmp_path / "source.ts", random_frames(45))
