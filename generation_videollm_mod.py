@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import copy
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -164,31 +165,9 @@ class VideoLLMMoDGenerationMixin:
             `ValueError`: If the video cannot be read, or an option is out of range.
             `TooManyWaitingError`: If too many frames wait with `"catch_up"`; it comes after their events.
         """
-        session = self.stream(
-            processor,
-            fps=2.0 if fps is None else fps,
-            system_prompt=system_prompt,
-            interval_threshold=interval_threshold,
-            max_new_tokens=max_new_tokens,
-            chunk_frames=chunk_frames,
-            max_frames=max_frames,
-            sink_frames=sink_frames,
-            max_text_tokens=max_text_tokens,
-            reuse_static=reuse_static,
-            speak=speak,
-            every=every,
-            speak_threshold=speak_threshold,
-            prompt=prompt,
-            no_repeat=no_repeat,
-            max_words=max_words,
-            min_silence=min_silence,
-            streamer=streamer,
-            logits_processor=logits_processor,
-            do_sample=do_sample,
-            cache_dtype=cache_dtype,
-            cache=cache,
-            compile=compile,
-        )
+        names = signature(self.stream).parameters
+        options = {name: value for name, value in locals().items() if name in names}
+        session = self.stream(**options | {"fps": 2.0 if fps is None else fps})
         if query and (query != DEFAULT_QUERY or session.speak == "learned"):
             session.hear(query, reply_now=reply_now)
 
