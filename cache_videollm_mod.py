@@ -539,7 +539,9 @@ class VideoLLMMoDCache(Cache):
             begin, keys = self._move_first(group, all_keys, parts, back, rotation)
             moved = [(x,) for x in keys.split(1)]
         if skipped:
-            shift = to_device(torch.cat([torch.full((x.end - x.begin,), x.removed) for x in parts]), device)
+            # Positions lie beside the embeddings, wherever the layers are.
+            shift = torch.cat([torch.full((x.end - x.begin,), x.removed) for x in parts])
+            shift = to_device(shift, layers[0].positions.device)
         for layer, first in zip(layers, moved, strict=True):
             old_keys, old_values = all_keys.popleft(), layer.values
             keys = [old_keys[:, :, max(x.begin, begin) : x.end] for x in parts if x.end >= begin]

@@ -149,7 +149,7 @@ def strip_of(pages: Sequence[int], page_size: int) -> int | None:
 
 def write_pages(pages: torch.Tensor, slots: torch.LongTensor, entries: torch.Tensor) -> None:
     """Write entries (new, ...) into pages (pages, page size, ...) at slots (new,) of the flattened pages."""
-    flat, entries = pages.flatten(0, 1), entries.to(pages.dtype)
+    flat, entries = pages.flatten(0, 1), entries.to(pages.device, pages.dtype)
     if pages.dtype.itemsize == 1:
         # Not every device can index eight-bit floats. All can index bytes.
         flat, entries = flat.view(torch.uint8), entries.view(torch.uint8)
@@ -337,7 +337,7 @@ class RoutedPagedLayer(PositionsMixin, PagedLayer):
             return self._early
         pages = self.pool.layers[self.layer][2].flatten()
         known = pages[self.table.slots(0, self.length, pages.device)][None]
-        return known if self._early is None else torch.cat([known, self._early], dim=1)
+        return known if self._early is None else torch.cat([known, self._early.to(known.device)], dim=1)
 
     @positions.setter
     def positions(self, positions: torch.Tensor | None) -> None:

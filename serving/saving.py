@@ -207,13 +207,15 @@ def _moved_of(cache: Any, group: tuple) -> dict[str, Any]:
 def _fill_cache(cache: Any, model: Any, saved: Saved) -> None:
     """Give an empty cache the entries of a saved one, which may lie in layers of another kind."""
     # Layers that store another dtype convert, and what they return is exact in the model's.
-    dtype = model.get_input_embeddings().weight.dtype
+    embeddings = model.get_input_embeddings()
+    home, dtype = device_of(embeddings), embeddings.weight.dtype
     modules = model.base_model.language_model.layers
     for layer, module, entries in zip(cache.layers, modules, unpack(saved, "layers"), strict=True):
         if entries:
             device = device_of(module)
             if "positions" in entries:
-                layer.record_positions(entries["positions"].to(device), 0)
+                # Steps count positions beside the embeddings, wherever the layer is.
+                layer.record_positions(entries["positions"].to(home), 0)
             layer.update(*(entries[name].to(device, dtype) for name in ("keys", "values")))
     for name in ("num_seen", "position_offset"):
         cache._set(name, saved.state[name])
@@ -221,7 +223,7 @@ def _fill_cache(cache: Any, model: Any, saved: Saved) -> None:
         layer = moved["layer"]
         group = cache.skipped[layer], moved["is_rotated"], cache.layers[layer].device
         cache._moved[group] = moved["by"], moved["keys"].to(group[-1])
-    _fill(cache.recent_frames, unpack(saved, "recent_frames"), model.get_input_embeddings().weight.device)
+    _fill(cache.recent_frames, unpack(saved, "recent_frames"), home)
 
 
 __all__ = ["fill_session", "options_of", "restore_session", "save_session", "state_of"]

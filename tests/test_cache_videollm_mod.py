@@ -408,6 +408,23 @@ def test_eviction_refuses_several_rows_and_wrong_shapes():
         model.evict_tokens(model.new_cache(), [])
 
 
+def test_layers_on_another_device_than_the_embeddings_can_evict():
+    """Positions of all layers lie beside the embeddings: those after an eviction, and those that come later."""
+    cache = VideoLLMMoDCache(2, {0: 8, 1: 8})
+    for layer, device in enumerate(("cpu", "meta")):
+        cache.record_positions(layer, torch.tensor([[0, 1, 2, 5, 9, 14, 20, 23, 24]]))
+        cache.update(*torch.zeros(2, 1, 1, 9, 4, device=device), layer)
+    cache.advance(25)
+    cache.evict([TokenRun(3), TokenRun(10, 1, stays=False), TokenRun(10, 1), TokenRun(2)])
+    for layer, device in enumerate(("cpu", "meta")):
+        cache.record_positions(layer, torch.tensor([[0]]), 15)
+        cache.update(*torch.zeros(2, 1, 1, 1, 4, device=device), layer)
+        assert cache.get_positions(layer).tolist() == [[0, 1, 2, 4, 10, 13, 14, 15]]
+    cache.advance(1)
+    cache.crop(-2)
+    assert cache.lengths == [6, 6] and cache.layers[1].keys.is_meta
+
+
 def exact_rotation(model, keys, positions):
     """Return keys (1, heads, length, dim) at rotary positions (length,), in float64."""
     angles = positions[:, None] * model.model.language_model.rotary_emb.inv_freq.double().repeat(2)

@@ -53,10 +53,11 @@ from videollm_mod import (
     VideoLLMMoDConfig,
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDProcessor,
+    cache_videollm_mod,
     modeling_videollm_mod,
     routing_videollm_mod,
 )
-from videollm_mod.cache_videollm_mod import CACHE_NAME
+from videollm_mod.cache_videollm_mod import CACHE_NAME, TokenRun
 from videollm_mod.configuration_videollm_mod import CONNECTORS
 from videollm_mod.routers_videollm_mod import ROUTERS, VideoLLMMoDRouter
 
@@ -460,6 +461,8 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
     ids, features = dialogue_ids(model.config, [2, 1]), random_features(model.config, 3)
     for module in (modeling_videollm_mod, routing_videollm_mod):
         monkeypatch.setattr(module, "check_on_device", lambda *_: None)  # fake tensors have no values
+    # Nor can they be pinned.
+    monkeypatch.setattr(cache_videollm_mod, "to_device", lambda numbers, device: numbers.to(device))
 
     def moved(value, device):
         if isinstance(value, torch.Tensor):
@@ -491,6 +494,8 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
         inputs = {"input_ids": ids, "frame_token_mask": torch.empty(ids.shape, dtype=torch.bool, device="cuda:0")}
         inputs |= {"frame_features": torch.empty(features.shape, device="cuda:0"), "num_frames": [3]}
         outputs = model(**inputs, use_cache=True, output_router_scores=True)
+        later = TokenRun(ids.shape[1] - 15, 2)
+        model.evict_tokens(outputs.cache, [TokenRun(5), TokenRun(10, 1, stays=False), later])
         outputs = model(input_ids=ids[:, :1], cache=outputs.cache)
         assert outputs.logits.device == torch.device("cuda", 1)
         assert model(**inputs, attention_mask=torch.ones_like(ids), use_cache=True).logits.shape[1] == ids.shape[1]

@@ -154,6 +154,17 @@ def test_generate_accepts_a_paged_cache():
         model.generate(**inputs, **options, num_beams=2, cache=paged_cache(model))
 
 
+def test_positions_are_written_to_pages_on_another_device():
+    """Steps and restored sessions record positions beside the embeddings."""
+    cache = paged_cache(tiny_model())
+    cache.pool.allocate(1, 2, 8, torch.float32, torch.device("meta"))
+    for begin, new in ((0, 3), (3, 1)):
+        cache.record_positions(1, torch.arange(new)[None], begin)
+        assert cache.get_positions(1).shape == (1, begin + new)
+        cache.update(*torch.zeros(2, 1, 2, new, 8, device="meta"), 1)
+    assert cache.get_positions(1).is_meta and cache.get_positions(1).shape == (1, 4)
+
+
 def test_bytes_by_kind_of_layer():
     model = tiny_model()
     cache, other = paged_cache(model), model.new_cache()

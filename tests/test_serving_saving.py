@@ -13,6 +13,8 @@ from engines import said, tiny_engine
 from tiny import SCHEMES, random_frames, tiny_model, tiny_processor
 
 from videollm_mod.serving import restore_session, save_session
+from videollm_mod.serving.saved_files import read
+from videollm_mod.serving.saving import fill_session
 
 
 OPTIONS = {"max_new_tokens": 4, "interval_threshold": 0.004, "output_router_scores": True}
@@ -97,6 +99,19 @@ def test_a_restored_session_can_be_forked_and_saved_again_in_its_place(tmp_path)
     assert second_half(fork, frames) == expected
     assert second_half(restored, frames) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_positions_are_restored_beside_the_embeddings(tmp_path):
+    """Later steps count them there, also for a layer on another device."""
+    model, processor = tiny_model(**SCHEMES["all"]), tiny_processor()
+    session = first_half(model.stream(processor, **OPTIONS), random_frames(10))
+    save_session(session, tmp_path)
+    saved = read(tmp_path, model)
+    model.model.language_model.layers[1].to("meta")
+    restored = model.stream(processor, **OPTIONS)
+    fill_session(restored, saved)
+    assert restored.cache.layers[1].keys.is_meta and not restored.cache.layers[0].keys.is_meta
+    assert torch.equal(restored.cache.get_positions(1), session.cache.get_positions(1))
 
 
 def test_a_session_saved_before_its_first_frame(tmp_path):
