@@ -28,6 +28,9 @@ SPARE_ROOM = 128
 # which is as much as bfloat16 rounds.
 MAX_OFFSET = 2**16
 
+# The name of attention that reads `grouped_mask`; see `use_grouped_attention`.
+_GROUPED = "grouped_sdpa"
+
 # The name of a cache in arguments and outputs of Transformers: `past_key_values` up to 5.23, `cache` since.
 CACHE_NAME = next(x.name for x in fields(BaseModelOutputWithPast) if x.name in ("cache", "past_key_values"))
 
@@ -734,17 +737,19 @@ def use_grouped_attention(language_model: Any) -> bool:
     Let a text model with "sdpa" attend by [`grouped_attention_forward`], and return whether it does. This changes
     nothing for steps that do not ask for it by their mask.
     """
-    config, grouped = language_model.config, "grouped_sdpa"
+    config = language_model.config
     name = config._attn_implementation
-    if name.endswith("sdpa") and not name.endswith(grouped):
-        # An engine may have put its own function, and a prefix, in front.
-        own = f"{name.removesuffix('sdpa')}{grouped}"
-        AttentionInterface.register(own, ALL_ATTENTION_FUNCTIONS[name])
-        AttentionInterface.register(grouped, grouped_attention_forward)
-        AttentionMaskInterface.register(own, AttentionMaskInterface()["sdpa"])
+    if name.endswith("sdpa") and not name.endswith(_GROUPED):
+        own = f"{name.removesuffix('sdpa')}{_GROUPED}"
+        if own != _GROUPED:  # an engine has put its own function, and a prefix, in front
+            AttentionInterface.register(own, ALL_ATTENTION_FUNCTIONS[name])
+            AttentionMaskInterface.register(own, AttentionMaskInterface()["sdpa"])
         config._attn_implementation = own
-    return config._attn_implementation.endswith(grouped)
+    return config._attn_implementation.endswith(_GROUPED)
 
 
+# The configuration of a model that was pickled may name it in another process.
+AttentionInterface.register(_GROUPED, grouped_attention_forward)
+AttentionMaskInterface.register(_GROUPED, AttentionMaskInterface()["sdpa"])
 __all__ = ["CACHE_NAME", "KeyRotation", "TokenRun", "VideoLLMMoDCache", "check_rotation", "one_cache", "to_device"]
 __all__ += ["use_grouped_attention"]

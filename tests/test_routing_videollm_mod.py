@@ -14,7 +14,7 @@ import torch
 from accelerate import infer_auto_device_map, init_empty_weights
 from tiny import choose_kept, dialogue_ids, gate_of, random_features, tiny_config, tiny_model
 from torch.testing import assert_close
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.routers_videollm_mod import GATES, LearnedRouter, VideoLLMMoDRouter
@@ -303,9 +303,13 @@ def logits_in(model, inputs):
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_models_can_be_pickled_and_sent_to_other_processes(remote, tmp_path):
-    """Also with remote code, which a new process finds by the path that `multiprocessing` hands on."""
+    """
+    Also with remote code, which a new process finds by the path that `multiprocessing` hands on, and after a stream,
+    which has named its attention in the configuration.
+    """
     kind = AutoModel if remote else VideoLLMMoDForConditionalGeneration
     model = kind.from_pretrained(ROOT, trust_remote_code=True)
+    model.stream(AutoProcessor.from_pretrained(ROOT, trust_remote_code=True))
     inputs = {"input_ids": dialogue_ids(model.config, [2]), "frame_features": random_features(model.config, 2)}
     expected = logits_in(model, inputs)
     torch.save(model, tmp_path / "model.pt")
