@@ -332,7 +332,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\nAssistant:".
             add_stream_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\n[", where frames begin.
             add_stream_generation_prompt, add_stream_query_prompt (`bool`, *optional*, defaults to `False`): Whether to
-                end with "]\nAssistant:", or to begin with "]" before a user message; both close an open stream.
+                end with "]\nAssistant:", or to begin with "]" before a message; both close an open stream.
             tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids instead of text.
             return_dict (`bool`, *optional*, defaults to `False`): With `tokenize`, whether to return all inputs of the
                 model, frames included.
@@ -378,7 +378,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         The text after a frame belongs to that frame, and the text before a frame to these tokens.
 
         Args:
-            messages (`list[dict]`): System and user messages since, possibly none.
+            messages (`list[dict]`): Messages since, possibly none, without frames.
             stream_open (`bool`): Whether a frame came last, so that the stream is open.
             then (`str`): `"stream"` if a frame comes next, `"assistant"` if a reply does.
             time (`float`, *optional*, defaults to 0.0): Time in seconds of the frame that comes next.

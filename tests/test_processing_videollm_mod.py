@@ -149,7 +149,14 @@ def test_special_tokens_in_a_question_stay_text(processor, text):
 # No stream is open before a system message, and only the interval token stands between frames of one run.
 TURNS = [
     (messages, then, stream_open)
-    for messages in ([], [user("What?")], [user("What?"), user("Where?")], [SYSTEM, user("What?")])
+    for messages in (
+        [],
+        [user("What?")],
+        [user("What?"), user("Where?")],
+        [SYSTEM, user("What?")],
+        [assistant("A car.")],
+        [assistant("A car."), user("What?")],
+    )
     for then in ("stream", "assistant")
     for stream_open in (True, False)
     if not (stream_open and (SYSTEM in messages or (not messages and then == "stream")))
@@ -161,8 +168,13 @@ def test_turns_between_frames_and_replies(processor, messages, then, stream_open
     begins = SYSTEM in messages
     ids = processor.encode_turns(messages, stream_open=stream_open, then=then)
     text = "<s>Watch.\n" if begins else "]" if stream_open else ""
-    text += "".join(f"\nUser: {m['content']}" for m in messages if m["role"] == "user")
+    said = {"user": "\nUser: {}", "assistant": "\nAssistant: {}</s>", "system": ""}
+    text += "".join(said[message["role"]].format(message["content"]) for message in messages)
     assert processor.tokenizer.decode(ids) == text + ("\n[" if then == "stream" else "\nAssistant:")
+    if stream_open:
+        ending = {"add_stream_prompt" if then == "stream" else "add_generation_prompt": True}
+        whole = processor.apply_chat_template([SYSTEM, stream(1), *messages], tokenize=True, **ending)
+        assert whole[-len(ids) :] == ids
 
 
 def test_tokenizers_that_mark_a_texts_beginning_continue_it():
