@@ -296,11 +296,15 @@ class VideoLLMMoDGenerationMixin:
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
-        frame_token_id = self.config.frame_token_id
-        if frame_token_id < self.get_input_embeddings().num_embeddings:
-            # A padded vocabulary scores the frame token, but a generated one would have no frame.
-            processors.append(SuppressTokensLogitsProcessor([frame_token_id], device=self.device))
+        # A padded vocabulary scores the frame token, but a generated one would have no frame.
+        processors.append(SuppressTokensLogitsProcessor([self.config.frame_token_id], device=self.device))
         return processors
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        # Prompt lookup scores tokens of the prompt, and the frame token's id may lie past the vocabulary.
+        generator.vocab_size = max(self.config.text_config.vocab_size, self.config.frame_token_id + 1)
+        return generator
 
     def _prepare_cache_for_generation(
         self,

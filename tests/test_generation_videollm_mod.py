@@ -212,6 +212,17 @@ def test_prompt_lookup_crops_the_cache(model):
     assert torch.equal(got, greedy(model, inputs, 8))
 
 
+def test_prompt_lookup_copies_no_frames(model):
+    """The text before a frame comes again at the end. The frame token's id lies past the vocabulary, as in Llama 3."""
+    inputs = prompt(model)
+    ids = inputs["input_ids"]
+    before = ids[:, 3:5]
+    assert ids[0, 5] == model.config.frame_token_id >= model.get_input_embeddings().num_embeddings
+    inputs["input_ids"] = torch.cat([ids, before], dim=1)
+    got = model.generate(**inputs, max_new_tokens=8, prompt_lookup_num_tokens=5)
+    assert torch.equal(got, greedy(model, inputs, 8))
+
+
 @pytest.mark.parametrize("kind", ["features", "pixels"])
 def test_assistant_model(model, kind):
     inputs = prompt(model)

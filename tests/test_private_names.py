@@ -90,6 +90,7 @@ REPLACED = {
     "_compute": ("evaluate.module", "The page on new metrics asks for it."),
     "_expand_inputs_for_generation": ("transformers.generation.utils", "Frames are repeated for beams."),
     "_get_arguments_from_pretrained": ("transformers.processing_utils", "Checkpoints without an image processor."),
+    "_get_candidate_generator": ("transformers.generation.utils", "Prompt lookup copies no frames."),
     "_get_logits_processor": ("transformers.generation.utils", "Frame tokens are never generated."),
     "_info": ("evaluate.module", "The page on new metrics asks for it."),
     "_init_weights": ("transformers.modeling_utils", "The page on new models asks for it."),
