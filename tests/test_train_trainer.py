@@ -383,12 +383,21 @@ def test_keep_ratios_fall_during_warmup(tmp_path):
     kept = [log["kept_share/layer_1"] for log in trainer.state.log_history[:6]]
     assert kept == [0.9, 0.8, 0.6, 0.4, 0.2, 0.2]
     per_layer = tiny_model(mod_keep_ratio=[1.0, 0.5, 0.0, 0.2]).config
-    assert KeepRatioWarmup(per_layer, 2).ratio(1) == [1.0, 0.75, 0.5, pytest.approx(0.6)]
+    assert KeepRatioWarmup(per_layer, 2).ratio(1) == [1.0, 0.75, 0.0, pytest.approx(0.6)]
     held = KeepRatioWarmup(model.config, 2, hold_steps=2)
     assert [held.ratio(step) for step in range(5)] == [0.9, 0.9, 0.9, pytest.approx(0.6), 0.2]
     assert [KeepRatioWarmup(model.config, 0, hold_steps=1).ratio(step) for step in range(2)] == [0.9, 0.2]
     with pytest.raises(ValueError, match="at least 1 step"):
         KeepRatioWarmup(per_layer, 0)
+
+
+def test_layers_that_keep_nothing_have_no_router_and_warm_up_without(tmp_path):
+    options = {"mod_keep_ratio": [1.0, 0.5, 0.0, 0.2], "text_overrides": {"tie_word_embeddings": False}}
+    model = tiny_model(**options)
+    trainer = new_trainer(tmp_path, model=model, max_steps=3)
+    trainer.add_callback(KeepRatioWarmup(model.config, 2))
+    trainer.train()
+    assert set(model.model.routers) == {"1", "3"} and model.config.mod_keep_ratio == options["mod_keep_ratio"]
 
 
 def test_routers_have_their_own_learning_rate(tmp_path):

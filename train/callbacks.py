@@ -131,7 +131,8 @@ class KeepRatioWarmup(TrainerCallback):
     Hold the keep ratio of routed layers at 1, then lower it linearly to its final value.
 
     A model that was trained at full compute then skips its tokens gradually, and routers with a router loss see nearly
-    all tokens before they choose. A checkpoint that is saved during the warm-up has the ratio of its step.
+    all tokens before they choose. Layers with a ratio of 0 have no router, so they keep it. A checkpoint that is saved
+    during the warm-up has the ratio of its step.
 
     Args:
         config ([`VideoLLMMoDConfig`]): Configuration of the trained model.
@@ -162,7 +163,7 @@ class KeepRatioWarmup(TrainerCallback):
         most = 1 - 1 / self.config.frame_num_tokens
 
         def between(ratio: float) -> float:
-            return ratio if ratio == 1 else max(ratio, min(most, ratio + left * (1 - ratio)))
+            return ratio if ratio in (0, 1) else max(ratio, min(most, ratio + left * (1 - ratio)))
 
         if isinstance(self.target, (list, tuple)):
             return [between(ratio) for ratio in self.target]
