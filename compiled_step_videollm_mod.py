@@ -118,12 +118,12 @@ def _forward(
         logits_to_keep=1,
         output_router_scores=collects,
     )
-    decisions = [x.double() for x in decide(model, outputs.logits[0], numbers[0].float())]
+    decisions = decide(model, outputs.logits[0], numbers[0].float())
     seen = [rows for rows in (outputs.router_scores, outputs.kept_tokens) if rows]
     positions = [torch.cat(cache.positions, dim=1)] if cache.positions else []
     frame = [] if cache.frame is None else [cache.frame]
     seen = (torch.stack(rows)[:, 0] for rows in seen)
-    return [torch.stack(decisions), outputs.logits[0], *seen, *positions, *frame]
+    return [decisions, outputs.logits[0], *seen, *positions, *frame]
 
 
 def _encode(model: Any, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -286,12 +286,13 @@ class CompiledSteps:
         return self._views[1:]
 
 
-def decide(
-    model: Any, logits: torch.Tensor, interval_threshold: float | torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return whether to speak, the probability of silence and the most likely token, for logits (rows, vocabulary)."""
+def decide(model: Any, logits: torch.Tensor, interval_threshold: float | torch.Tensor | None) -> torch.Tensor:
+    """
+    Return whether to speak, the probability of silence and the most likely token, (3, rows), for logits (rows,
+    vocabulary). They are float32, which holds ids up to 2**24 exactly: Apple's GPUs have no float64.
+    """
     speak, silence = model.should_speak(logits, interval_threshold)
-    return speak, silence, speakable(model, logits).argmax(dim=-1)
+    return torch.stack([speak.float(), silence, speakable(model, logits).argmax(dim=-1).float()])
 
 
 def speakable(model: Any, logits: torch.Tensor) -> torch.Tensor:

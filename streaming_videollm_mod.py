@@ -636,8 +636,7 @@ class StreamingSession:
                     output_router_scores=collects,
                 )
             logits = outputs.logits[0]
-            # float64 holds every token id exactly, so that one tensor holds all.
-            decisions = torch.stack([x.double() for x in decide(self.model, logits, threshold)])
+            decisions = decide(self.model, logits, threshold)
             seen = [[layer[0] for layer in rows] for rows in (outputs.router_scores, outputs.kept_tokens) if rows]
         speak, silence, tokens = decisions.tolist()
         scores, kept = (

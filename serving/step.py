@@ -83,7 +83,7 @@ class PackedStep:
             # With layers on several devices, the head may lie on another than the embeddings.
             logits = outputs.logits[0]
             thresholds = caches.on(logits.device).thresholds
-            decisions = torch.stack([x.double() for x in decide(model, logits, thresholds)])
+            decisions = decide(model, logits, thresholds)
             scores, kept = (
                 torch.stack([layer[0].to(logits.device) for layer in rows]) if rows else None
                 for rows in (outputs.router_scores, outputs.kept_tokens)

@@ -4,7 +4,7 @@
 
 import torch
 from engines import tiny_engine
-from tiny import HostAndDevice, random_frames
+from tiny import HostAndDevice, WithoutFloat64, random_frames
 
 from videollm_mod import (
     cache_videollm_mod,
@@ -46,6 +46,21 @@ def test_running_a_step_copies_nothing_and_asks_the_device_nothing(monkeypatch):
     with HostAndDevice(step_module) as mode:
         engine.runner.execute([streams[0].session.cache], [StreamStep([7], [0])])
     assert ("step.read_results", "tolist") in mode.found
+
+
+def test_a_step_runs_where_there_is_no_float64(monkeypatch):
+    engine, forward = tiny_engine(max_streams=1), PackedStep.forward
+
+    def watched(step):
+        with WithoutFloat64():
+            return forward(step)
+
+    monkeypatch.setattr(PackedStep, "forward", watched)
+    stream = engine.open(max_new_tokens=2)
+    stream.push(random_frames(2))
+    stream.ask("What is there?")
+    engine.run()
+    assert stream.events[-1].role == "assistant"
 
 
 def test_results_are_those_of_each_stream_without_padding():

@@ -17,6 +17,7 @@ import torch
 from tiny import (
     ROOT,
     SCHEMES,
+    WithoutFloat64,
     choose_kept,
     gate_of,
     random_frames,
@@ -548,6 +549,15 @@ def test_a_session_that_could_not_evict_is_refused(rope):
     with pytest.raises(ValueError, match="leave `max_frames` out: rotary positions of type"):
         model.stream(tiny_processor(), max_frames=8)
     model.stream(tiny_processor()).push(random_frames(1))
+
+
+@pytest.mark.parametrize("router", ["learned", "change"])
+def test_a_session_runs_where_there_is_no_float64(router):
+    session = tiny_model(mod_router=router).stream(tiny_processor(), max_frames=4, max_new_tokens=2)
+    with WithoutFloat64():
+        session.push(random_frames(9))
+        session.ask("What?")
+    assert session.num_remembered < session.num_frames == 9 and session.events[-1].role == "assistant"
 
 
 def test_max_frames_changes_nothing_before_it_is_reached():

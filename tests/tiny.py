@@ -16,6 +16,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerFast
 
 from videollm_mod import (
@@ -316,6 +317,16 @@ def write_noisy_clip(path: Path, count: int, *, noise_from: int) -> Path:
         data[place : place + size] = b"\xa5" * size
     path.write_bytes(data)
     return path
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Refuse float64, as GPUs of Apple do."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor) and x.dtype == torch.float64]
+        assert not made, f"{function.name()} makes float64"
+        return result
 
 
 class HostAndDevice(ExitStack):
