@@ -526,10 +526,10 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
             frames = (pixel_values_videos, frame_features, num_frames)
             layout = find_frames(self.config, input_ids, inputs_embeds, *frames, frame_token_mask)
             # Only text and each frame's last token can carry labels, so a frame needs one row of logits.
-            index = layout.speaking_index
             reuse = logits is not None and isinstance(logits_to_keep, int) and logits_to_keep == 0
-            rows = logits.flatten(0, 1)[index] if reuse else self.lm_head(hidden_states.flatten(0, 1)[index])
-            loss = self._stream_loss(rows, labels, layout, num_items_in_batch)
+            rows = (logits if reuse else hidden_states).flatten(0, 1)
+            rows = rows[layout.speaking_index.to(rows.device)]
+            loss = self._stream_loss(rows if reuse else self.lm_head(rows), labels, layout, num_items_in_batch)
         return VideoLLMMoDCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -548,14 +548,15 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, VideoLLMMo
         num_items_in_batch: int | torch.Tensor | None,
     ) -> torch.Tensor:
         """Return LIVE's loss on text and on one decision per frame (arXiv 2406.11816, section 3.2)."""
-        index = layout.speaking_index
+        # With layers on several devices, the layout lies beside the embeddings.
+        index, is_frame = layout.speaking_index.to(logits.device), layout.frame_token_mask.to(logits.device)
         labels = F.pad(labels[:, 1:], (0, 1), value=-100).to(logits.device)
         num_labels = (labels != -100).sum()
         labels = labels.flatten()[index]
         message = "`labels` must be -100 inside frames, where nothing can be learned. Number of labels there"
         check_on_device((num_labels - (labels != -100).sum())[None], [0], message)
         losses = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")
-        losses = torch.where(layout.frame_token_mask.flatten()[index], self.config.stream_loss_weight * losses, losses)
+        losses = torch.where(is_frame.flatten()[index], self.config.stream_loss_weight * losses, losses)
         count = num_labels.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / (count.to(losses.device) if isinstance(count, torch.Tensor) else count)
 

@@ -23,6 +23,7 @@ from tiny import (
     SCHEMES,
     TEXT_MODELS,
     VISION_MODELS,
+    CheckIndices,
     dialogue_ids,
     gate_of,
     random_features,
@@ -481,7 +482,7 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
                 setattr(part, name, torch.empty(buffer.shape, device=device, dtype=buffer.dtype))
         module.register_forward_pre_hook(lambda _, a, k: (moved(a, device), moved(k, device)), with_kwargs=True)
 
-    with FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(), CheckIndices(), torch.no_grad():
         text = model.model.language_model
         for index, layer in enumerate(text.layers):
             place(layer, index // 2)
@@ -499,6 +500,9 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
         outputs = model(input_ids=ids[:, :1], cache=outputs.cache)
         assert outputs.logits.device == torch.device("cuda", 1)
         assert model(**inputs, attention_mask=torch.ones_like(ids), use_cache=True).logits.shape[1] == ids.shape[1]
+        for options in ({}, {"logits_to_keep": 1}):
+            assert model(**inputs, **options, labels=ids).loss.device == torch.device("cuda", 1)
+        assert model.train()(**inputs, labels=ids).loss.device == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,18 @@
 import pytest
 import torch
 from accelerate import dispatch_model
-from tiny import SCHEMES, TEXT_MODELS, dialogue_ids, random_features, random_frames, tiny_model, tiny_processor
+from tiny import (
+    SCHEMES,
+    TEXT_MODELS,
+    CheckIndices,
+    dialogue_ids,
+    random_features,
+    random_frames,
+    tiny_model,
+    tiny_processor,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -191,16 +199,6 @@ def test_sessions_attend_by_groups_beside_an_engine(engine_first):
     assert len(said[0]) == 6 and said[0] == said[1] == said[2]
 
 
-class _CheckIndices(TorchDispatchMode):
-    """Fake tensors allow an index on another device. A GPU does not."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.name().startswith(("aten::index.", "aten::index_put")):
-            for index in args[1]:
-                assert index is None or index.device.type == "cpu" or index.device == args[0].device
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("scheme", ["full", "interleaved", "all"])
 def test_layers_on_two_gpus_meet_only_numbers_on_their_own(monkeypatch, scheme):
@@ -214,7 +212,7 @@ def test_layers_on_two_gpus_meet_only_numbers_on_their_own(monkeypatch, scheme):
     names = [f"{name}.{child}" for name, part in parts.items() for child, _ in part.named_children()]
     places = {name: "cuda:0" for name in names if name not in parts} | {"lm_head": "cuda:1"}
     places |= {f"model.language_model.{name}": "cuda:1" for name in ("layers.2", "layers.3", "norm")}
-    with FakeTensorMode(allow_non_fake_inputs=True), _CheckIndices():
+    with FakeTensorMode(allow_non_fake_inputs=True), CheckIndices():
         model = dispatch_model(model, places, main_device="cuda:0", skip_keys=["cache", "past_key_values"])
         set_packed_attention(model.model.language_model)
         pool = allocate_pool(model, 2, Room(4, 40), Room(0, 0), page_size=16, dtype=None)

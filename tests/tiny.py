@@ -329,6 +329,16 @@ class WithoutFloat64(TorchDispatchMode):
         return result
 
 
+class CheckIndices(TorchDispatchMode):
+    """Fake tensors allow an index on another device. A GPU does not."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name().startswith(("aten::index.", "aten::index_put")):
+            for index in args[1]:
+                assert index is None or index.device.type == "cpu" or index.device == args[0].device
+        return function(*args, **(kwargs or {}))
+
+
 class HostAndDevice(ExitStack):
     """
     Record transfers between host and device in functions of these modules. They wait on a GPU, and a CUDA graph cannot
