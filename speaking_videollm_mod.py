@@ -335,6 +335,9 @@ class Draft:
     def _put(self, count: int) -> None:
         """Give the streamer the first `count` tokens, as far as it does not have them."""
         if self.streamer is not None:
+            # Those with `skip_prompt` skip what comes first, which is a prompt in `generate` only.
+            if hasattr(self.streamer, "next_tokens_are_prompt"):
+                self.streamer.next_tokens_are_prompt = False
             for token in self.token_ids[self._num_put : count]:
                 self.streamer.put(torch.tensor([token]))
         self._num_put = max(self._num_put, count)

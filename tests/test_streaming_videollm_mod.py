@@ -755,15 +755,17 @@ def test_waiting_frames_are_counted_while_the_model_speaks():
     assert set(waiting) == {3} and session.num_waiting == 0
 
 
-def test_partial_text_comes_through_a_streamer():
-    model, processor = scripted([0], ["A red ball enters."])
-    streamer = TextIteratorStreamer(processor.tokenizer, timeout=60)
+@pytest.mark.parametrize("skip_prompt", [False, True])
+def test_partial_text_comes_through_a_streamer(skip_prompt):
+    """A session gives a streamer no prompt, so there is none to skip, in any reply."""
+    model, processor = scripted([0, 1], ["A red ball enters.", "It leaves."])
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=skip_prompt, timeout=60)
     session = model.stream(processor, system_prompt=SYSTEM, streamer=streamer)
-    thread = threading.Thread(target=session.push, args=(random_frames(1),))
+    thread = threading.Thread(target=session.push, args=(random_frames(2),))
     thread.start()
-    pieces = list(streamer)
+    first, second = list(streamer), list(streamer)
     thread.join()
-    assert len(pieces) > 2 and "".join(pieces).strip() == "A red ball enters."
+    assert len(first) > 2 and "".join(first) == " A red ball enters." and "".join(second) == " It leaves."
 
 
 def test_logits_processors_and_sampling_apply_to_replies():
