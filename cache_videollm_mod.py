@@ -319,8 +319,8 @@ class VideoLLMMoDCache(Cache):
         routed_layers (`Mapping[int, int]`, *optional*): For each routed layer, how many tokens of a frame it skips.
         max_lengths (`Sequence[int]`, *optional*): Entries to preallocate in each layer. By default layers grow.
         offloading (`bool`, *optional*, defaults to `False`): Whether layers stay on the CPU between uses.
-        dtype (`torch.dtype`, *optional*): Dtype of what growing layers store, such as `torch.float8_e4m3fn`; each step
-            converts what it reads. Defaults to the model's.
+        dtype (`torch.dtype`, *optional*): Floating point dtype of what growing layers store, such as
+            `torch.float8_e4m3fn`; each step converts what it reads. Defaults to the model's.
 
     Example:
 
@@ -340,6 +340,7 @@ class VideoLLMMoDCache(Cache):
         offloading: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_cache_dtype(dtype)
         if dtype is not None and max_lengths is not None:
             raise ValueError("`dtype` needs layers that grow: leave `max_lengths` out, or use a paged cache.")
         if max_lengths is not None and len(max_lengths) != num_layers:
@@ -542,9 +543,8 @@ class VideoLLMMoDCache(Cache):
             begin, keys = self._move_first(group, all_keys, parts, back, rotation)
             moved = [(x,) for x in keys.split(1)]
         if skipped:
-            # Positions lie beside the embeddings, wherever the layers are.
-            shift = torch.cat([torch.full((x.end - x.begin,), x.removed) for x in parts])
-            shift = to_device(shift, layers[0].positions.device)
+            home = layers[0].positions.device  # that of the embeddings, wherever the layers are
+            shift = to_device(torch.cat([torch.full((x.end - x.begin,), x.removed) for x in parts]), home)
         for layer, first in zip(layers, moved, strict=True):
             old_keys, old_values = all_keys.popleft(), layer.values
             keys = [old_keys[:, :, max(x.begin, begin) : x.end] for x in parts if x.end >= begin]
@@ -690,6 +690,12 @@ def check_rotation(text_config: Any) -> None:
         )
 
 
+def check_cache_dtype(dtype: torch.dtype | None) -> None:
+    """Raise `ValueError` if keys and values cannot be stored in a dtype: whole numbers would lose nearly all."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"Keys and values cannot be stored as {dtype}: in eight bits, use `torch.float8_e4m3fn`.")
+
+
 def causal_mask(
     slots: torch.Tensor, entries: torch.Tensor, window: int | None, text_config: Any, dtype: torch.dtype
 ) -> torch.Tensor:
@@ -751,5 +757,5 @@ def use_grouped_attention(language_model: Any) -> bool:
 # The configuration of a model that was pickled may name it in another process.
 AttentionInterface.register(_GROUPED, grouped_attention_forward)
 AttentionMaskInterface.register(_GROUPED, AttentionMaskInterface()["sdpa"])
-__all__ = ["CACHE_NAME", "KeyRotation", "TokenRun", "VideoLLMMoDCache", "check_rotation", "one_cache", "to_device"]
-__all__ += ["use_grouped_attention"]
+__all__ = ["CACHE_NAME", "KeyRotation", "TokenRun", "VideoLLMMoDCache", "check_cache_dtype", "check_rotation"]
+__all__ += ["one_cache", "to_device", "use_grouped_attention"]

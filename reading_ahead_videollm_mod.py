@@ -56,8 +56,7 @@ def read_ahead(
     """
     when_behind = when_behind or ("drop_oldest" if goes_on else "block")
     check_when_behind(when_behind)
-    max_waiting = WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting
-    check_count("max_waiting", max_waiting)
+    max_waiting = check_count("max_waiting", WHEN_BEHIND[when_behind] if max_waiting is None else max_waiting)
     when_behind, max_waiting = (when_behind, max_waiting) if is_live else ("block", most)
     reader = _Reader(items, when_behind, max_waiting, on_drop, threading.Event() if stop is None else stop)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from ..cache_videollm_mod import PositionsMixin, VideoLLMMoDCache, to_device
+from ..cache_videollm_mod import PositionsMixin, VideoLLMMoDCache, check_cache_dtype, to_device
 
 
 class OutOfPagesError(RuntimeError):
@@ -33,6 +33,9 @@ class VideoLLMMoDPagePool:
         page_size (`int`, *optional*, defaults to 256): Entries per page.
         dtype (`torch.dtype`, *optional*): Dtype of stored keys and values, by default the model's. An 8-bit float
             halves the memory, and each step converts what it reads.
+
+    Raises:
+        `ValueError`: If `dtype` is not of floating point.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class VideoLLMMoDPagePool:
         page_size: int = 256,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_cache_dtype(dtype)
         self.kinds = list(kinds)
         self.num_pages = dict(num_pages)
         self.num_tokens = num_tokens

@@ -17,6 +17,7 @@ from tiny import (
     dialogue_ids,
     random_features,
     tiny_model,
+    tiny_processor,
     token_runs,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -33,6 +34,7 @@ from videollm_mod.cache_videollm_mod import (
     grouped_attention_forward,
     use_grouped_attention,
 )
+from videollm_mod.serving import StreamingEngine
 
 
 RUNS = [2, 1, 2]
@@ -526,6 +528,18 @@ def test_a_growing_cache_in_eight_bits():
     assert rounded.layers[0].keys.dtype == torch.float8_e4m3fn and rounded.lengths[0] == later + 5
     with pytest.raises(ValueError, match="`dtype` needs layers that grow"):
         model.new_cache(max_lengths=[10] * 4, dtype=torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, "fp8"])
+def test_a_cache_of_whole_numbers_is_refused(dtype):
+    model, processor = tiny_model(), tiny_processor()
+    for make in (
+        lambda: model.new_cache(dtype=dtype),
+        lambda: model.stream(processor, cache_dtype=dtype),
+        lambda: StreamingEngine(model, processor, max_streams=1, max_frames=12, cache_dtype=dtype),
+    ):
+        with pytest.raises(ValueError, match=f"cannot be stored as {dtype}: .*`torch.float8_e4m3fn`"):
+            make()
 
 
 # ------------------------------------------------------------------------------------------------ preallocated layers
