@@ -5,6 +5,7 @@
 import copy
 import math
 import time as clock
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
@@ -94,6 +95,11 @@ class _Question:
     probe: Probe | None = None
     role: str = "user"
     instructs: bool = False
+
+
+def _order(question: _Question) -> tuple[bool, float]:
+    """Return how questions are sorted: those that interrupt first, then those for the first frame, then by time."""
+    return not question.interrupt, -math.inf if question.time is None else question.time
 
 
 class StreamingSession:
@@ -289,8 +295,8 @@ class StreamingSession:
 
         Args:
             text (`str`): What the user says.
-            time (`float`, *optional*): Stream time in seconds; the question comes after a frame of the same time.
-                Defaults to the time of the last frame pushed, or of the first one to come.
+            time (`float`, *optional*): Stream time in seconds. Questions come in order of time, each after a frame of
+                the same time. Defaults to the time of the last frame pushed, or of the first one to come.
             reply_now (`bool`, *optional*, defaults to `True`): Whether the model must answer at once. Otherwise it
                 keeps watching and speaks when it decides to: for instructions such as "Narrate the video".
             interrupt (`bool`, *optional*, defaults to `False`): Whether to cut short a reply in progress and come
@@ -330,19 +336,16 @@ class StreamingSession:
             raise ValueError(f"A question must be a text that is not empty, got {text!r}.")
         if interrupt and time is not None:
             raise ValueError("A question that interrupts is asked now: leave `time` out.")
-        arrival, place = clock.perf_counter(), len(self._questions)
+        arrival = clock.perf_counter()
         received = -math.inf if self._received_time is None else self._received_time
         if interrupt:
-            # It comes before questions that do not interrupt and after those that do.
-            time, place = self.time, sum(question.interrupt for question in self._questions)
+            time = self.time
         else:
             time = self._received_time if time is None else check_seconds("time", time)
             if time is not None and self.time is not None and time < self.time:
                 raise ValueError(f"The question's time is {time} s, but the stream is at {self.time} s already.")
-            if time is not None and self._questions and time < (self._questions[-1].time or 0.0):
-                raise ValueError(f"The question's time is {time} s, before that of an earlier one still waiting.")
         question = _Question(time, text, reply_now, arrival, received, interrupt, None, role, instructs)
-        self._questions.insert(place, question)
+        insort(self._questions, question, key=_order)
         return question
 
     def withdraw(self, question: _Question) -> bool:
@@ -403,9 +406,8 @@ class StreamingSession:
         if self._received_time is None:
             raise ValueError("There is no frame to answer from yet: push one first.")
         probe, time = Probe(self.processor.tokenizer, question, answers), self._received_time
-        place = sum(earlier.time is None or earlier.time <= time for earlier in self._questions)
-        arrival = clock.perf_counter()
-        self._questions.insert(place, _Question(time, question, False, arrival, math.inf, probe=probe))
+        asked = _Question(time, question, False, clock.perf_counter(), math.inf, probe=probe)
+        insort(self._questions, asked, key=_order)
         return probe
 
     def sample(self, frames: torch.Tensor, time: float | Sequence[float] | None) -> tuple[torch.Tensor, list[float]]:
@@ -588,6 +590,7 @@ class StreamingSession:
                 # Questions asked before any frame get the time of the first.
                 for early in (question for question in self._questions if question.time is None):
                     early.time = self._waiting[0].time
+                self._questions = deque(sorted(self._questions, key=_order))
             question = self._questions[0] if self._questions else None
             if question is not None and self._is_due(question, to_the_end):
                 yield from self._take_question(self._questions.popleft())
