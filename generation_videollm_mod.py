@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS, GenerationMode
 from transformers.utils import logging
 
@@ -307,21 +307,15 @@ class VideoLLMMoDGenerationMixin:
         return generator
 
     def _prepare_cache_for_generation(
-        self,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        generation_mode: Any,
-        batch_size: int,
-        max_cache_length: int,
+        self, generation_config: Any, model_kwargs: dict, generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
         given = one_cache(model_kwargs.pop("cache", None), model_kwargs.pop("past_key_values", None))
         if given is not None:
             model_kwargs[CACHE_NAME] = given
         kind = generation_config.cache_implementation
         if given is not None or generation_config.use_cache is False:
-            super()._prepare_cache_for_generation(
-                generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-            )
+            sizes = batch_size, max_cache_length
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *sizes)
         elif kind in ALL_STATIC_CACHE_IMPLEMENTATIONS and not kind.startswith("offloaded"):
             if generation_mode == GenerationMode.ASSISTED_GENERATION:
                 raise ValueError(
