@@ -343,7 +343,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 is never read.
 
         Raises:
-            `ValueError`: If a final message is to be continued, there are tools, or a part is of another type.
+            `ValueError`: If a final message is to be continued, there are tools, a part is of another type, or
+                `return_dict` comes with another template or with `add_stream_...`.
             `TypeError`: If there are other options.
         """
         flags = {name: value for name, value in locals().items() if name.startswith("add_")}
@@ -356,6 +357,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             raise ValueError("`tools` are not supported: the model cannot call functions.")
         dialogues, is_batch = _as_batch(conversation)
         if tokenize and return_dict:
+            given = [name for name in flags if flags[name] and name != "add_generation_prompt"]
+            given += ["chat_template"] * (chat_template not in (None, self.chat_template))
+            if given:
+                raise ValueError(f"`{given[0]}` needs `return_dict=False`: pass the text to `processor(text=...)`.")
             pairs = [_take_video(dialogue) for dialogue in dialogues]
             if num_frames is not None:
                 fps = self._rate_for(num_frames, [video for _, video in pairs], fps)

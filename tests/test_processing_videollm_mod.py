@@ -650,7 +650,11 @@ def test_a_pipeline_answers_about_a_video():
     expected = pipe.model.generate(**batch, max_new_tokens=8)[0, batch["input_ids"].shape[1] :]
     assert said[0]["generated_text"] == pipe.processor.tokenizer.decode(expected, skip_special_tokens=True)
     slower = pipe.processor.apply_chat_template(
-        [{"role": "user", "content": parts}], tokenize=True, return_dict=True, processor_kwargs={"fps": 1.0}
+        [{"role": "user", "content": parts}],
+        pipe.processor.chat_template,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"fps": 1.0},
     )
     assert slower["num_frames"] == [9]
 
@@ -684,6 +688,9 @@ def test_a_pipeline_answers_in_batches_as_one_by_one(task, tmp_path):
         ([{"type": "video", "path": "a.mp4"}] * 2, {}, "may have one video or image, got 2"),
         ("Hi.", {"continue_final_message": True}, "end the dialogue with the user's message"),
         ("Hi.", {"tools": [{"name": "look"}]}, "the model cannot call functions"),
+        ("Hi.", {"chat_template": "{{ messages }}"}, "^`chat_template` needs `return_dict=False`: pass the text to"),
+        ("Hi.", {"add_stream_prompt": True}, "^`add_stream_prompt` needs `return_dict=False`: pass the text to"),
+        ("Hi.", {"add_stream_query_prompt": True}, "^`add_stream_query_prompt` needs `return_dict=False`"),
         (
             "Hi.",
             {"return_assistant_tokens_mask": True},
