@@ -792,7 +792,7 @@ def _as_batch(items: Any, *, is_text: bool = False) -> tuple[list[Any], bool]:
 
 def _spread(values: Any, is_batch: bool, count: int, name: str) -> list[Any]:
     """Return one value per dialogue. A single one, such as a time or `None`, holds for all."""
-    if not is_batch or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
+    if not is_batch or isinstance(values, str) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
         return [values] * count
     if len(values) != count:
         raise ValueError(f"`{name}` has {len(values)} entries for {count} dialogues: give one per dialogue.")

@@ -378,6 +378,13 @@ def test_each_dialogue_of_a_batch_has_its_own_start_and_end(processor, tmp_path)
         processor(dialogues, [path, path], start=[0.0])
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_name_is_the_video_of_every_dialogue(processor, tmp_path, kind):
+    path = kind(write_clip(tmp_path / "clip.mp4", random_frames(10), fps=10))
+    for count in (1, 2):
+        assert processor([[user("What?")]] * count, path)["num_frames"] == [2] * count
+
+
 def test_features_in_place_of_videos(processor):
     model = tiny_model()
     features = [random_features(model.config, 6)[0], random_features(model.config, 2)[0]]
