@@ -182,9 +182,9 @@ _MAKING = threading.Lock()
 
 
 def compiled_model(model: Any) -> CompiledModel:
-    """Return the compiled functions of a model, made once."""
+    """Return the compiled functions of a model, made once for each device that it moves to."""
     with _MAKING:
-        if model not in _COMPILED:
+        if model not in _COMPILED or _COMPILED[model].device != model.device:
             _COMPILED[model] = CompiledModel(model.device)
         return _COMPILED[model]
 

@@ -20,6 +20,7 @@ from videollm_mod.compiled_step_videollm_mod import (
     CompiledModel,
     StepCache,
     _forward,
+    compiled_model,
     decide,
     kinds_of,
     speakable,
@@ -263,6 +264,16 @@ def test_refuses_what_cannot_be_compiled(options):
         options["cache"] = model.new_cache()
     with pytest.raises(ValueError, match="`compile=True` needs `max_frames`"):
         model.stream(tiny_processor(), **options)
+
+
+def test_a_model_that_moves_to_another_device_is_compiled_again():
+    model = tiny_model()
+    on_the_host = compiled_model(model)
+    assert compiled_model(model) is on_the_host
+    moved = compiled_model(model.to("meta"))
+    assert moved is not on_the_host and moved.device == model.device == torch.device("meta")
+    assert compiled_model(model) is moved
+    del _COMPILED[model]  # another test counts these
 
 
 def test_sessions_on_a_cpu_are_not_compiled_by_default():
