@@ -21,6 +21,7 @@ from safetensors.torch import load, load_file, save_file
 from tiny import copy_embedded, embedded_files
 from transformers import AutoModel, AutoProcessor
 
+import videollm_mod.train.push
 from videollm_mod.train.checkpoint_files import FACTS_PAGE, checkpoint_files, model_files
 from videollm_mod.train.push import main
 
@@ -223,6 +224,30 @@ def test_a_checkout_publishes_its_checkpoint_and_card_only(hub, tmp_path):
     done = push(hub, tmp_path / "home", ROOT, REPO, "--no_verify")
     assert done.returncode == 0, done.stderr
     assert hub.files(REPO).keys() == names
+
+
+def test_other_files_of_the_owner_are_not_published(hub, tmp_path, monkeypatch):
+    checkpoint, space = copy_embedded(tmp_path / "checkpoint"), tmp_path / "space"
+    shutil.copytree(ROOT / "space", space, ignore=lambda *_: ["__pycache__"])
+    page = {path.name for path in space.iterdir()} - {"__init__.py"}
+    monkeypatch.setattr(videollm_mod.train.push, "SPACE", space)
+    parts = {*model_files(checkpoint), "merges.txt", "tokenizer.model", "preprocessor_config.json", "NOTICE.md"}
+    parts |= {"model-00001-of-00002.safetensors", "model.safetensors.index.json"}
+    parts |= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    mine = {"notes.txt", "report.json", "trainer_state.json", "model_before.safetensors", "faces.model", ".env"}
+    for name in (parts | mine | {"adapter/README.md"}) - model_files(checkpoint).keys():
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_text("{}")
+    for name in (".env", "nohup.out", "notes.txt", "report.json", "page.html"):
+        (space / name).write_text("mine")
+    assert model_files(checkpoint).keys() == parts
+    for name in parts - model_files(ROOT).keys():
+        (checkpoint / name).unlink()
+    for arguments in ((checkpoint, REPO, "--no_verify"), ("--space", SPACE)):
+        done = push(hub, tmp_path / "home", *arguments)
+        assert done.returncode == 0, done.stderr
+    assert hub.files(REPO).keys() == embedded_files().keys()
+    assert {name for name in hub.files(f"spaces/{SPACE}") if "/" not in name} == page
 
 
 def test_a_wheel_carries_the_checkpoint_and_the_page():

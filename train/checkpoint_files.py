@@ -16,8 +16,14 @@ from videollm_mod.outputs import naming_full_disk
 
 # In a checkout the README introduces the project, and this page describes the checkpoint.
 FACTS_PAGE = "docs/embedded-checkpoint.md"
-# Files of a checkpoint other than its code and its card: configuration, tokenizer, weights and licence.
-_PARTS = ("*.json", "chat_template.jinja", "*.safetensors", "*.model", "*.txt", "LICENSE*", "NOTICE*", "adapter/*")
+# Files of a checkpoint other than its code, card and weights, by name: others in the folder may be private.
+_PARTS = (
+    *("config.json", "generation_config.json", "adapter_config.json", "golden.json", "LICENSE*", "NOTICE*"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+)
 _PICTURES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
 # Links of Markdown, `[text](target)`, with their exclamation mark if they show a picture.
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -86,6 +92,7 @@ class WholeCheckpoints:
 def model_files(folder: str | Path) -> dict[str, Path]:
     """
     List the files that load as a model and its processor: configuration, code, tokenizer, weights, adapter, licence.
+    Other names than the usual ones of these files are left out.
 
     Args:
         folder (`str` or `Path`): A checkpoint, which may also be a checkout with many other files.
@@ -96,12 +103,14 @@ def model_files(folder: str | Path) -> dict[str, Path]:
     from transformers.dynamic_module_utils import get_relative_import_files
 
     folder = Path(folder)
-    found = {path for pattern in _PARTS for path in folder.glob(pattern) if path.is_file()}
+    found = set()
+    for place in (folder, folder / "adapter"):
+        found |= {path for pattern in _PARTS for path in place.glob(pattern) if path.is_file()}
+        found |= {path for path in place.glob("*model*") if _WEIGHTS.fullmatch(path.name)}
     for entry in entry_files(folder):
         if (folder / entry).is_file():
             found |= {folder / entry, *map(Path, get_relative_import_files(str(folder / entry)))}
-    names = {path.relative_to(folder).as_posix(): path for path in found}
-    return {name: path for name, path in sorted(names.items()) if not name.startswith("trainer_state")}
+    return dict(sorted((path.relative_to(folder).as_posix(), path) for path in found))
 
 
 def checkpoint_files(folder: str | Path) -> dict[str, Path]:

@@ -54,6 +54,8 @@ _INCIDENTAL |= {"use_cache"}
 _WEIGHTS = re.compile(
     r"(adapter_)?(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
 )
+# Files of the page, by name: others in its folder may be private.
+_SPACE = ("*.py", "page.js", "page.css", "README.md", "requirements.txt", "packages.txt")
 # Files that show that a Space was published from here, and the folders that only this script writes there.
 _PAGE, _INSIDE = {"app.py", "viewer.py", "drawing.py"}, ("checkpoint/", "samples/")
 _VERIFY = """
@@ -151,7 +153,7 @@ def push_space(
         `ConnectionError`: If the connection broke.
     """
     api = HfApi()
-    files = {path.name: path for path in SPACE.iterdir() if path.is_file() and path.name != "__init__.py"}
+    files = {path.name: path for name in _SPACE for path in SPACE.glob(name) if path.name != "__init__.py"}
     files |= {f"samples/{path.name}": path for path in (ROOT / "samples").glob("*.mp4")}
     if model is None:
         files |= {f"checkpoint/{name}": path for name, path in model_files(ROOT).items()}
@@ -216,8 +218,8 @@ def _refuse_an_incomplete_folder(folder: Path) -> None:
     code = entry_files(folder)
     needed = {*code, "processor_config.json", "tokenizer.json", "chat_template.jinja"}
     missing = sorted(name for name in needed if not (folder / name).is_file())
-    if not list(folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
+    if not list(folder.glob("model*.safetensors")):
+        missing.append("model.safetensors")
     if missing or not code:
         missing = missing or ["auto_map in config.json"]
         raise ValueError(f"'{folder}' is incomplete: it lacks {', '.join(missing)}.")
