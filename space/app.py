@@ -156,8 +156,8 @@ class App:
         """
         viewer = self._find(request)
         if viewer is None:
-            gr.Warning("Your seat went to another person. Start again.")
-            yield gr.Timer(active=False), *[gr.skip()] * 7
+            gr.Warning("Your stream has ended: the connection broke or the seat went to another person.")
+            yield gr.Timer(active=False), *[gr.skip()] * 6, {"over": True}
             return
         frames = [] if frames is None else frames
         if not isinstance(frames, list) or len(frames) > MOST_FRAMES:

@@ -30,9 +30,13 @@
     page.url = null;
   };
 
-  // Nobody watches: the camera must not stay on.
+  // Nobody watches: the camera must not stay on, and a file must not go on without its words.
   page.stop = () => {
     stop();
+    const video = player();
+    video.removeAttribute("src");
+    video.controls = false;
+    video.load();
     stage().classList.remove("playing");
   };
 
@@ -114,8 +118,9 @@
     if (video.paused) hush();
   };
 
-  // Read new replies aloud, each once. `said` is all that was said in the stream.
+  // Read new replies aloud, each once. `said` is all that was said in the stream, or that it is over.
   page.tell = (said) => {
+    if (said?.over) return page.stop();
     const lines = (said || []).map((event) => JSON.stringify(event));
     // An answer that a newer one has overtaken tells nothing new. Events name their stream, so a new one is never taken for it.
     if (lines.every((line, index) => line === page.told[index])) return;

@@ -145,6 +145,21 @@ def test_the_camera_is_narrated_and_answers_a_question(visit):
     assert page.evaluate("() => document.querySelector('#player').currentTime") > before, "the picture goes on"
 
 
+def test_a_lost_seat_switches_the_camera_off(visit, site):
+    page = visit()
+    page.evaluate(KEEP_TRACKS)
+    with page.expect_request(lambda request: "queue/join" in request.url) as asked:
+        page.click("#camera")
+    expect(page.locator("#chat")).to_contain_text("Please narrate", timeout=SOON)
+    assert page.evaluate("() => tracks.map((it) => it.readyState)") == ["live"]
+    # The server takes the end of such a connection for the end of the page.
+    urllib.request.urlopen(f"{site.url}/gradio_api/heartbeat/{asked.value.post_data_json['session_hash']}").close()
+    ended = "Your stream has ended: the connection broke or the seat went to another person."
+    expect(page.get_by_text(ended)).to_be_visible(timeout=SOON)
+    page.wait_for_function("() => tracks.every((it) => it.readyState === 'ended')", timeout=SOON)
+    expect(page.get_by_text("Play a sample, choose a video, or start the camera.")).to_be_visible()
+
+
 def test_pause_seek_and_restart(visit):
     page = visit()
     page.click("#streamworld")
