@@ -20,6 +20,7 @@ import sys
 import time as clock
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from viewer import MOST_TYPED, Viewer, compare
 
 HERE = Path(__file__).resolve().parent
 MOST_FRAMES = 16  # As in page.js, which drops the oldest frames beyond it.
+RENEWAL = 60.0  # Least seconds between two renewals of an upload.
 
 
 def embedded_checkpoint() -> Path | None:
@@ -159,6 +161,7 @@ class App:
             gr.Warning("Your stream has ended: the connection broke or the seat went to another person.")
             yield gr.Timer(active=False), *[gr.skip()] * 6, {"over": True}
             return
+        self._keep(viewer)
         frames = [] if frames is None else frames
         if not isinstance(frames, list) or len(frames) > MOST_FRAMES:
             raise refusal(f"A call accepts a list of at most {MOST_FRAMES} frames.")
@@ -419,6 +422,15 @@ class App:
 
     def _side_by_side(self, viewers: list[Viewer]) -> tuple[Any, ...]:
         return tuple(part for viewer in viewers for part in (drawing.chat(viewer), drawing.figures(viewer)))
+
+    def _keep(self, viewer: Viewer) -> None:
+        """Renew an upload as long as its page is open: Gradio deletes files that nothing has changed for an hour."""
+        now = clock.monotonic()
+        if viewer.video is not None and now - viewer.kept > RENEWAL:
+            viewer.kept = now
+            if _is_upload(viewer.video):
+                with suppress(FileNotFoundError):
+                    os.utime(viewer.video)
 
     def _clean_up(self, viewer: Viewer) -> None:
         """Close a stream, and delete its upload unless another stream uses it: equal files share one path."""

@@ -3,6 +3,7 @@
 """One person's stream: a streaming session and the source of its frames."""
 
 import itertools
+import math
 import tempfile
 import threading
 import time as clock
@@ -85,6 +86,7 @@ class Viewer:
         seconds (`float`): Time spent on the frames and on the replies to them.
         on_words (`Callable`): Called in the thread of the model when `words` has grown.
         last_active (`float`): Time of the last frame or question, by the monotonic clock.
+        kept (`float`): When the page last renewed the file, by the monotonic clock.
         folder (`Path`): Holds this viewer's files. Closing the viewer deletes it.
     """
 
@@ -104,6 +106,7 @@ class Viewer:
         self.lock = threading.RLock()
         self._words: tuple[int, str] = (-1, "")
         self.on_words: Callable[[], None] = lambda: None
+        self.kept = -math.inf
         self._folder = tempfile.TemporaryDirectory(prefix="narration-")
         self.folder = Path(self._folder.name)
         self.begin()
@@ -114,6 +117,7 @@ class Viewer:
 
         Raises:
             `ValueError`: If the video has no frames there. The previous stream then goes on.
+            `FileNotFoundError`: If the file has been deleted. The previous stream then goes on, too.
         """
         with self.lock:
             session = self._new_session()
@@ -124,6 +128,8 @@ class Viewer:
                     reader = self._open(video, report=report)
                     frames = self.processor.read_video(reader, fps=self.fps, start=start, end=end)
                     first = next(frames)
+                except FileNotFoundError:
+                    raise
                 except (ValueError, OSError):
                     raise ValueError(f"This video has no frames from {start:.1f} s on.") from None
             self.video = None if video is None else Path(video)

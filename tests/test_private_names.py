@@ -129,6 +129,7 @@ NOT_EXPORTED = {
     "accelerate.commands.launch": "As above.",
     "datasets.config": "The names of the files that describe a data set.",
     "datasets.utils.py_utils": "Sizes such as 500MB are read as in `save_to_disk`.",
+    "gradio.route_utils": "Tests delete old uploads as Gradio does.",
     "gradio.utils": "The folder of uploads.",
     "huggingface_hub.utils.sha": "The digest that the Hub stores for a large file.",
     "peft.tuners.lora": "Adapters of the language model's head are joined for the fused loss.",

@@ -5,7 +5,9 @@
 import base64
 import io
 import math
+import os
 import re
+import shutil
 import threading
 import time as clock
 from html import unescape
@@ -18,6 +20,7 @@ import drawing
 import gradio as gr
 import page as space_page
 import pytest
+from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -310,3 +313,30 @@ def test_a_video_that_is_gone_is_named(page, request_, tmp_path):
         "The video is no longer here. Choose it again."
     )
     assert isinstance(page.room.find("one"), Viewer | None)
+
+
+def test_an_upload_stays_as_long_as_its_page_is_open(page, request_, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    upload = tmp_path / "clip.mp4"
+    shutil.copyfile(SAMPLE, upload)
+    page.open_video(str(upload), 2.0, 0.5, "", request_)
+    clock.sleep(2.1)
+
+    def watch():
+        list(page.watch([], 0, 0.0, None, "off", request_))
+        return upload.stat().st_mtime
+
+    watch()
+    delete_files_created_by_app(SimpleNamespace(blocks={}, temp_file_sets=[{str(upload)}]), age=2)
+    os.utime(upload, (1, 1))
+    assert watch() == 1, "once a minute is enough"
+    page.room.find("one").kept -= 61
+    assert watch() > 1
+    upload.unlink()
+    gone = "The video is no longer here. Choose it again."
+    assert tried(page.reset, 2.0, 0.5, "", 1.0, request_) == gone
+    assert tried(page.watch, [], 0, 1.0, 1.0, "off", request_) == gone
+    before = Path(SAMPLE).stat()
+    page.open_video(SAMPLE, 2.0, 0.5, "", request_)
+    list(page.watch([], 0, 0.0, None, "off", request_))
+    assert Path(SAMPLE).stat().st_mtime == before.st_mtime, "it is no upload"
