@@ -195,7 +195,7 @@ class App:
             jump = viewer.jump if jump is None else check_number("jump", jump)
             if jump is not None:
                 viewer.jump = None
-                call(viewer.begin, video=viewer.video, start=jump)
+                call(viewer.go_to, jump)
             call(viewer.watch_until, check_number("until", until))
         after = len(viewer.events), viewer.session, viewer.session.num_frames
         if after == before:

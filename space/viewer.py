@@ -10,6 +10,7 @@ import time as clock
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,18 @@ class Viewer:
             self._is_behind = False
             self.jump: float | None = None  # Where the person went while the stream was busy, in seconds.
             self.last_active = clock.monotonic()
+
+    def go_to(self, start: float) -> None:
+        """
+        Start a new stream at another second of the file. If there are no frames, as at its end, the stream is over.
+
+        Raises:
+            `FileNotFoundError`: If the file has been deleted. The stream is then over, too.
+        """
+        with self.lock:
+            self._frames, self._next = iter(()), None  # Nobody wants to hear what was skipped.
+            with suppress(ValueError):
+                self.begin(video=self.video, start=start)
 
     def watch_until(self, time: float) -> None:
         """

@@ -215,6 +215,17 @@ def test_words_are_shown_as_they_come(page, request_):
     assert viewer.words == "" and type(viewer.session).__name__ == "StreamingSession"
 
 
+def test_a_jump_to_the_end_ends_the_stream(page, request_):
+    page.open_video(SAMPLE, 2.0, 0.5, NARRATE, request_)
+    viewer = page.room.find("one")
+    list(page.watch([], 0, 0.1, None, "off", request_))
+    for jump in (8.5, None, None):  # as the browser tells it at the end of this file
+        assert tried(page.watch, [], 0, 9.5, jump, "off", request_) is None
+    assert viewer.session.num_frames == 1 and viewer.ended, "what was skipped is not watched"
+    list(page.watch([], 0, 5.0, 5.0, "off", request_))
+    assert viewer.session.time == 5.0 and not viewer.ended
+
+
 def test_a_jump_while_the_stream_is_busy_is_kept(page, request_):
     def watch():
         list(page.watch([], 0, 3.0, None, "off", request_))
