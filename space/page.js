@@ -144,11 +144,12 @@
   };
   window.addEventListener("pagehide", hush);
 
-  // Listen to one question, and return it, empty if nothing was heard. A second press ends listening.
-  page.listen = () => new Promise((resolve) => {
+  // Listen to one question, and return it. If nothing was heard the promise is rejected, so that nothing is asked. A second
+  // press ends listening.
+  page.listen = () => new Promise((resolve, reject) => {
     if (page.recognition) {
       page.recognition.stop();
-      resolve("");
+      reject();
       return;
     }
     hush();
@@ -164,7 +165,7 @@
     recognition.onend = () => {
       page.recognition = null;
       button.setAttribute("aria-pressed", "false");
-      resolve(heard);
+      if (heard) resolve(heard); else reject();
     };
     page.recognition = recognition;
     button.setAttribute("aria-pressed", "true");

@@ -247,11 +247,15 @@ def _wire_stream(app: Any, parts: SimpleNamespace) -> None:
         **live,
     )
     asking, asked = [parts.question.submit, parts.ask.click], [parts.question, parts.when, parts.shown]
-    answered = gr.on(asking, app.ask, asked, [parts.question, *showing], api_name="ask", **live)
+    # A question may wait for the one before, and does not keep the streams of others waiting.
+    waits = {**live, "concurrency_id": "ask", "trigger_mode": "multiple"}
+    answered = gr.on(asking, app.ask, asked, [parts.question, *showing], api_name="ask", **waits)
     heard = gr.Textbox("", visible=False)
     listened = parts.listen.click(None, None, heard, js="() => page.listen()", trigger_mode="multiple")
     given = [heard, parts.when, parts.shown]
-    spoken = listened.then(app.ask, given, [heard, *showing], api_name="ask_aloud", api_visibility="private", **live)
+    spoken = listened.success(
+        app.ask, given, [heard, *showing], api_name="ask_aloud", api_visibility="private", **waits
+    )
     for changed in (watched, answered, spoken):
         changed.then(None, said, None, js="(said) => page.tell(said)")
     parts.aloud.change(None, parts.aloud, None, js="(aloud) => page.readAloud(aloud)")

@@ -243,6 +243,30 @@ def test_typed_markup_stays_text(visit):
     assert page.locator("#chat img[src=x], #chat a[href^=javascript], #chat strong").count() == 0
 
 
+def test_a_question_may_be_asked_while_another_waits(visit):
+    page, held = visit(), []
+    page.click("#streamworld")
+    expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
+
+    def hold(route):
+        if "First?" in (route.request.post_data or ""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/queue/join*", hold)
+    for text in ("First?", "Second?"):
+        page.fill("#question textarea, #question input", text)
+        page.click("#ask")
+        for _ in range(100):
+            if held:
+                break
+            page.wait_for_timeout(100)
+    expect(page.locator("#chat")).to_contain_text("Second?", timeout=SOON)
+    held[0].continue_()
+    expect(page.locator("#chat")).to_contain_text("First?", timeout=SOON)
+
+
 def test_an_upload_is_narrated_and_exported(visit, tmp_path):
     page = visit()
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
@@ -382,6 +406,14 @@ def test_narration_is_read_aloud_and_questions_are_spoken(visit):
     before = page.evaluate("cancelled")
     page.uncheck("#aloud input")
     page.wait_for_function(f"() => cancelled > {before}", timeout=SOON)
+
+
+def test_nothing_heard_is_no_question(visit):
+    page = visit(script=SPEECH.replace("this.onresult", "Object"))
+    page.click("#listen")
+    page.wait_for_function("() => window.listened && !window.page.recognition", timeout=SOON)
+    page.wait_for_timeout(2000)
+    expect(page.get_by_text("No stream is open.")).to_have_count(0)
 
 
 def test_speech_is_not_offered_where_the_browser_has_none(visit):
