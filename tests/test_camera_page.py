@@ -63,13 +63,21 @@ def open_page(pages, tmp_path):
     assert errors == []
 
 
-# The times of the frames that a page sends, by connection, and what its status says.
+# The times of the frames that a page sends, by connection, what its status and progress say, and the lines of replies
+# that change while a screen reader hears them.
 RECORD = """
 window.sent = [];
 window.statuses = [];
+window.changed = [];
 document.addEventListener("DOMContentLoaded", () => {
   const note = (changes) => changes.forEach(({ addedNodes: [text] }) => window.statuses.push(text?.data ?? ""));
-  new MutationObserver(note).observe(document.getElementById("status"), { childList: true });
+  const observer = new MutationObserver(note);
+  for (const id of ["status", "progress"]) observer.observe(document.getElementById(id), { childList: true });
+  const check = (changes) => {
+    const lines = changes.map(({ target }) => target).filter((it) => it.matches("li:not(.note, [aria-hidden=true])"));
+    window.changed.push(...lines.map((line) => line.textContent));
+  };
+  new MutationObserver(check).observe(document.getElementById("said"), { childList: true, subtree: true });
 });
 const { send } = WebSocket.prototype;
 WebSocket.prototype.send = function (data) {
@@ -88,13 +96,21 @@ def test_a_camera_is_narrated(pages, open_page):
         page = open_page(address)
         said = page.locator("#said li")
         expect(said.first).to_have_text(re.compile(r"^\w+ \w+.*\.$"), timeout=SOON)
-        expect(page.get_by_role("status")).to_contain_text("Seen up to", timeout=SOON)
+        expect(page.locator("#progress")).to_contain_text("Seen up to", timeout=SOON)
         (session,) = server.sessions
         assert session.options.fps == 2 and session.num_received >= 2
         page.get_by_label("Question").fill("How many things do you see?")
         page.get_by_role("button", name="Ask").click()
         answer = said.filter(has_text=re.compile(r"^(None|One|Two|Three|Four)\.$"))
         expect(answer.first).to_be_attached(timeout=SOON)
+        expect(answer.first).not_to_have_attribute("aria-hidden", "true", timeout=SOON)
+        assert page.evaluate("changed") == [], "a screen reader hears complete replies"
+        page.evaluate("() => { send({ type: 'no_such_event' }); statuses.length = 0; }")
+        page.wait_for_function(
+            "() => statuses.filter((said) => said.startsWith('Seen up to')).length > 2", timeout=SOON
+        )
+        expect(page.get_by_role("status")).to_contain_text("no_such_event")
+        assert page.locator("#progress").evaluate("(it) => it.closest('[role], [aria-live]')") is None
         page = open_page(address, pages.replace("127.0.0.1", "localhost"))
         expect(page.get_by_role("status")).to_contain_text("--cors", timeout=SOON)
 
