@@ -58,12 +58,10 @@ def overlay(viewer: Viewer, shown: str = SHARE) -> str:
 
 
 def caption(viewer: Viewer) -> str:
-    """Return the words of the reply in progress, else the last reply. Screen readers announce finished replies."""
-    if viewer.words:
-        return f'<div class="live" aria-hidden="true"><span>{escape(viewer.words)}</span></div>'
+    """Return the words of the reply in progress, else the last reply. page.js lets screen readers announce replies."""
     said = [event.text for event in viewer.events if event.role == "assistant" and event.text]
-    last = f"<span>{escape(said[-1])}</span>" if said else ""
-    return f'<div class="live" role="status" aria-live="polite">{last}</div>'
+    words = viewer.words or (said[-1] if said else "")
+    return f'<div class="live" aria-hidden="true">{words and f"<span>{escape(words)}</span>"}</div>'
 
 
 def chat(viewer: Viewer) -> list[dict[str, str]]:

@@ -118,7 +118,8 @@
     if (video.paused) hush();
   };
 
-  // Read new replies aloud, each once. `said` is all that was said in the stream, or that it is over.
+  // Announce new replies to screen readers, and read them aloud, each once. `said` is all that was said in the stream, or
+  // that it is over.
   page.tell = (said) => {
     if (said?.over) return page.stop();
     const lines = (said || []).map((event) => JSON.stringify(event));
@@ -128,8 +129,11 @@
     const fresh = (said || []).slice(goesOn ? page.told.length : 0);
     page.told = lines;
     if (!goesOn) hush();
+    const replies = fresh.filter((event) => event.role === "assistant" && event.text);
+    // The captions are drawn as new elements, which many screen readers do not announce.
+    if (replies.length) document.querySelector("#announced").textContent = replies.map(({ text }) => text).join(" ");
     if (!page.aloud || page.recognition) return;
-    for (const { text } of fresh.filter((event) => event.role === "assistant" && event.text)) {
+    for (const { text } of replies) {
       // Narration is live: two sentences that are late give way to the new one.
       if (window.speechSynthesis.pending) window.speechSynthesis.cancel();
       const utterance = new window.SpeechSynthesisUtterance(text);
@@ -198,7 +202,7 @@
     return [frames, dropped, until, jump];
   };
 
-  // Screen readers announce the captions. The chat repeats them, so it stays silent.
+  // Screen readers hear what `tell` announces. The chat repeats it, so it stays silent.
   const quiet = setInterval(() => {
     const log = document.querySelector("#chat [aria-live]");
     if (log) { log.setAttribute("aria-live", "off"); clearInterval(quiet); }

@@ -57,6 +57,7 @@ OVERHEAD = " A model as small as this one spends most of its time on overhead, s
 SCREEN = """
 <video id="player" muted playsinline aria-label="The video that the model watches"></video>
 <div id="waiting">Play a sample, choose a video, or start the camera.</div>
+<div id="announced" role="status"></div>
 """
 # Chats show plain text.
 PLAIN: dict[str, Any] = {"render_markdown": False, "buttons": []}

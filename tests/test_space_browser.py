@@ -113,7 +113,7 @@ def test_the_sample_is_narrated_and_its_routing_shown(visit):
     page.click("#streamworld")
     for at, text in STORY:
         expect(page.locator("#chat")).to_contain_text(re.compile(rf"{at} s\s+{re.escape(text)}"), timeout=SOON)
-    expect(page.locator("#caption [aria-live=polite]")).to_have_text(STORY[-1][1], timeout=SOON)
+    expect(page.locator("#caption")).to_have_text(STORY[-1][1], timeout=SOON)
     assert [line for line in lines(page) if re.match(r"[\d.]+ s ", line)][1:] == [f"{t} s {text}" for t, text in STORY]
     assert page.locator("#overlay rect").count() >= 64
     page.wait_for_function("() => document.querySelector('#player').ended")
@@ -126,6 +126,20 @@ def test_the_sample_is_narrated_and_its_routing_shown(visit):
     assert len(set(shown)) == 3
     assert page.inner_text("#savings").count("% saved") == 2
     assert page.locator("#silence circle.spoke").count() == len(STORY) and "ms" in page.inner_text("#latency")
+
+
+def test_each_reply_is_announced_once_in_an_element_that_stays(visit):
+    page = visit()
+    page.evaluate("""() => {
+      window.heard = [];
+      const note = ([{ target }]) => heard.push(target.textContent);
+      new MutationObserver(note).observe(document.querySelector("#announced"), { childList: true });
+    }""")
+    page.click("#streamworld")
+    story = " ".join(text for _, text in STORY)
+    page.wait_for_function("(story) => heard.join(' ') === story", arg=story, timeout=SOON)
+    page.wait_for_timeout(1500)
+    assert page.evaluate("heard.join(' ')") == story
 
 
 def test_the_camera_is_narrated_and_answers_a_question(visit):
