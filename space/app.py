@@ -13,6 +13,7 @@ holds a person's stream, `drawing.py` draws it, and `captions.py` exports it, wi
 `video_writing.py` for video. `uploads.py` limits files, and `checkpoint_faults.py` explains broken checkpoints.
 """
 
+import argparse
 import json
 import math
 import os
@@ -471,20 +472,40 @@ def _is_upload(path: Path) -> bool:
     return Path(get_upload_folder()).resolve() in path.resolve().parents
 
 
+def _whole_number(text: str, *, least: int, most: int = 10_000) -> int:
+    """Return a number of the command line or of the environment."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r:.40}")
+    return number
+
+
+def _variable(name: str, default: int | None, *, least: int = 1) -> int | None:
+    """Return a number of the environment. An empty variable means the default."""
+    given = os.environ.get(name, "").strip()
+    try:
+        return _whole_number(given, least=least) if given else default
+    except argparse.ArgumentTypeError as error:
+        raise SystemExit(f"error: {name} {error}.") from None
+
+
 def main() -> None:
     """Serve the page."""
     parser = CommandLineParser(description="A page on which a model watches a camera or a video and talks.")
     parser.add_argument("--model", help="checkpoint: a folder or a Hub id; default: MODEL_ID, else the embedded one")
-    parser.add_argument("--seats", type=int, default=int(os.environ.get("SEATS", "8")), help="most people at once")
-    most = int(os.environ.get("SEATS_PER_ADDRESS", "4"))
-    parser.add_argument("--seats-per-address", type=int, default=most, help="most people from one network address")
+    count = partial(_whole_number, least=1)
+    parser.add_argument("--seats", type=count, default=_variable("SEATS", 8), help="most people at once")
+    most = {"type": count, "default": _variable("SEATS_PER_ADDRESS", 4)}
+    parser.add_argument("--seats-per-address", **most, help="most people from one network address")
     # On the Hub, a number of proxies that may change stands between people and the page.
-    given, unknown = os.environ.get("PROXIES"), None if "SPACE_ID" in os.environ else 0
-    proxies = int(given) if given else unknown
-    parser.add_argument(
-        "--proxies", type=int, default=proxies, help="own proxies before the page, which tell addresses"
-    )
-    parser.add_argument("--port", type=int, help="port; default: the first free one from 7860 on")
+    unknown = None if "SPACE_ID" in os.environ else 0
+    proxies = {"type": partial(_whole_number, least=0), "default": _variable("PROXIES", unknown, least=0)}
+    parser.add_argument("--proxies", **proxies, help="own proxies before the page, which tell addresses")
+    port = partial(_whole_number, least=1, most=65_535)
+    parser.add_argument("--port", type=port, help="port; default: the first free one from 7860 on")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio")
     options = parser.parse_args()
     console.quiet()
@@ -500,7 +521,12 @@ def main() -> None:
         raise SystemExit(f"error: {in_one_line(error)}") from None
     # Otherwise the web server believes what a request from this machine says about its origin.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
-    app.build().launch(server_port=options.port, share=options.share, **app.launch_options())
+    try:
+        app.build().launch(server_port=options.port, share=options.share, **app.launch_options())
+    except OSError as error:
+        # Gradio names its own options.
+        told = in_one_line(error).split(" You can specify")[0]
+        raise SystemExit(f"error: {told} Choose a free one with --port.") from None
 
 
 if __name__ == "__main__":

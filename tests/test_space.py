@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -500,3 +501,27 @@ def test_a_private_model_by_its_name_in_the_environment(tmp_path):
             patch.setenv("HF_TOKEN", "")
             refused = run_main(space_app.main, "--model", repo)
         assert refused.returncode == 1 and "error: somebody/private is not" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "least"),
+    [("SEATS", "eight", 1), ("SEATS_PER_ADDRESS", "1.5", 1), ("PROXIES", "one", 0), ("SEATS", "0", 1)],
+)
+def test_a_wrong_number_in_the_environment_is_named(monkeypatch, name, given, least):
+    monkeypatch.setenv(name, given)
+    done = run_main(space_app.main)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {name} must be a whole number from {least} to 10000, not '{given}'.\n"
+
+
+def test_a_busy_port_is_named(monkeypatch):
+    for name in ("SEATS", "SEATS_PER_ADDRESS", "PROXIES"):
+        monkeypatch.setenv(name, "")
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        done = run_main(space_app.main, "--port", port)
+    assert done.returncode == 1
+    told = f"error: Cannot find empty port in range: {port}-{port}. Choose a free one with --port.\n"
+    assert done.stderr == "loading the embedded checkpoint ...\n" + told
