@@ -297,6 +297,8 @@ class Viewer:
     def _new_session(self) -> Any:
         options = {"fps": self.fps, "interval_threshold": self.interval_threshold, "output_router_scores": True}
         options["streamer"] = Words(self.processor.tokenizer, self._hear)
+        # On a GPU the first person would wait for a compilation, for minutes, while the camera's frames are dropped.
+        options["compile"] = False
         session = self.model.stream(self.processor, **options, **self.speaking)
         self._words = (-1, "")
         if self.query.strip() and (self.query != NARRATE or session.speak == "learned"):

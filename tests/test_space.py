@@ -202,6 +202,14 @@ def test_the_page_and_the_server_run_the_same_sessions(parts):
     viewer.close()
 
 
+def test_nobody_waits_for_a_compilation(parts, monkeypatch):
+    model, processor = parts
+    asked, stream = [], model.stream
+    monkeypatch.setattr(model, "stream", lambda *given, **options: asked.append(options) or stream(*given, **options))
+    Viewer(model, processor)
+    assert [options["compile"] for options in asked] == [False], "on a GPU it is the default"
+
+
 def test_words_are_shown_as_they_come(parts):
     """The caption grows by each word of a reply that has not ended."""
     frames = [(number / 2, frame) for number, (_, frame) in enumerate(parts[1].read_video(SAMPLE, fps=2, end=2.0))]
