@@ -24,6 +24,9 @@ POLICIES = {
 DEFAULT_PROMPT = "What is happening now? Answer in one short sentence."  # The model's.
 NEEDS_EVERY = ("every", "change", "probe")
 THRESHOLDS = {"change": 0.05, "probe": 0.5}
+# What a file dialog offers. Systems take files of these suffixes for something else than video, or do not know them.
+VIDEOS = ["video", ".3gp", ".3g2", ".ts", ".mts", ".m2ts", ".mkv", ".m4v", ".flv", ".gif", ".ogg", ".ogv"]
+VIDEOS += [".h264", ".264", ".hevc", ".ivf"]
 FORMATS = {
     "SubRip (.srt)": "srt",
     "WebVTT (.vtt)": "vtt",
@@ -121,7 +124,7 @@ def _picture_side(config: Any, samples: list[str]) -> SimpleNamespace:
         primary = {"variant": "primary", "min_width": 140}
         buttons = {
             "samples": [gr.Button(SAMPLES.get(name, name), elem_id=name, **primary) for name in samples],
-            "upload": gr.UploadButton("Video", file_types=["video"], elem_id="upload", min_width=90),
+            "upload": gr.UploadButton("Video", file_types=VIDEOS, elem_id="upload", min_width=90),
             "camera": gr.Button("Camera", elem_id="camera", min_width=90),
             "pause": gr.Button("Pause", elem_id="pause", min_width=90),
             "reset": gr.Button("Restart", elem_id="reset", min_width=90),
@@ -199,7 +202,7 @@ def _slider(least: float, most: float, **options: Any) -> gr.Slider:
 def _compare_tab(app: Any, fps: gr.Slider) -> None:
     gr.Markdown(COMPARE.format(seconds=f"{app.limits.compared:.0f}") + (OVERHEAD if app.is_toy else ""))
     with gr.Row():
-        video = gr.File(label="Video", file_types=["video"], height=140)
+        video = gr.File(label="Video", file_types=VIDEOS, height=140)
         run = gr.Button("Compare", variant="primary", elem_id="compare")
     sides = []
     with gr.Row():

@@ -20,6 +20,7 @@ import drawing
 import gradio as gr
 import page as space_page
 import pytest
+from gradio.data_classes import FileData
 from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -351,3 +352,31 @@ def test_an_upload_stays_as_long_as_its_page_is_open(page, request_, tmp_path, m
     page.open_video(SAMPLE, 2.0, 0.5, "", request_)
     list(page.watch([], 0, 0.0, None, "off", request_))
     assert Path(SAMPLE).stat().st_mtime == before.st_mtime, "it is no upload"
+
+
+def test_files_that_no_system_takes_for_videos_may_be_uploaded(page, tmp_path):
+    boxes = [block for block in page.build().blocks.values() if getattr(block, "file_types", None)]
+    assert {type(box) for box in boxes} == {gr.UploadButton, gr.File}, "to watch, and to compare"
+    suffixes = {
+        ".mp4",
+        ".MOV",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".3gp",
+        ".3g2",
+        ".TS",
+        ".mts",
+        ".m2ts",
+        ".mkv",
+        ".m4v",
+        ".flv",
+    }
+    for suffix in suffixes | {".gif", ".ogg", ".ogv", ".h264", ".264", ".hevc", ".ivf"}:
+        name = f"clip{suffix}"
+        (tmp_path / name).touch()
+        for box in boxes:
+            assert Path(box.preprocess(FileData(path=str(tmp_path / name)))).name == name
+    for box in boxes:
+        with pytest.raises(gr.Error, match="Invalid file type"):
+            box.preprocess(FileData(path=str(tmp_path / "notes.txt")))
