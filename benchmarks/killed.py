@@ -56,7 +56,7 @@ from videollm_mod.mistakes import one_line_errors
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.serving.state_folder import StateFolder
 from videollm_mod.space.command_line import CommandLineParser
-from videollm_mod.train import encode, pretrain_vision, push, recipe, sft  # noqa: F401
+from videollm_mod.train import encoding, pretrain_vision, push, recipe, sft  # noqa: F401
 from videollm_mod.train.data import prepare, shards, streamworld
 from videollm_mod.train.new_model import new_model
 from videollm_mod.train.recipe_sizes import CONFIGS

@@ -69,8 +69,9 @@ def run_training(folder: Path, *arguments: Any) -> Done:
     """Run `train/sft.py` and save in a folder."""
     # Imported here, since a process that runs the command line only would wait for it.
     from videollm_mod.train import sft
-    from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
+    from videollm_mod.train.arguments import run
     from videollm_mod.train.data.sources import DataSource
+    from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 
     types = (ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)
     return run_main(lambda: run(sft.main, *types), *arguments, "--output_dir", folder, program="sft.py")

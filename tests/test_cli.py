@@ -77,6 +77,25 @@ for command in ("", "narrate", "ask", "report", "find", "watch", "serve", "inspe
     assert done.returncode == 0 and done.stderr == "" and done.stdout.lower().count("usage: ") == 10, done.stderr
 
 
+def test_help_of_scripts_imports_no_torch():
+    """Two scripts list options of TRL and Transformers, which import torch to declare them."""
+    code = """
+import sys
+from parsers import BEFORE, parser_of, scripts
+
+for script in scripts():
+    if script.startswith(("convert/", "train/")) and script not in ("train/sft.py", "train/pretrain_vision.py"):
+        for before in BEFORE.get(script, [[]]):
+            parser_of(script, *before)
+            heavy = {"torch", "accelerate", "peft", "openai", "nltk"} & set(sys.modules)
+            assert not heavy, (script, before, heavy)
+        print(script)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"train/evaluation.py", "train/encode.py", "train/recipe.py"} <= set(done.stdout.splitlines())
+
+
 def test_a_foreign_video_gets_a_note():
     done = run_command("narrate", NASA)
     assert done.returncode == 0, done.stderr

@@ -24,11 +24,11 @@ from tiny import random_features, random_frames, tiny_vision_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, SiglipVisionConfig, SiglipVisionModel
 
 from videollm_mod.train import sft
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 from videollm_mod.train.data import generate, subtitles
 from videollm_mod.train.data.timed_messages import TimedMessages
 from videollm_mod.train.language_model import LocalWriter
 from videollm_mod.train.new_model import model_from_parts
+from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 
 
 # In CI they are installed.

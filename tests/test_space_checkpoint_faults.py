@@ -19,9 +19,9 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcess
 from videollm_mod.convert.videollm_online import convert as convert_live
 from videollm_mod.convert.vision_language import convert as convert_vision_language
 from videollm_mod.space.checkpoint_names import check_checkpoint
-from videollm_mod.train.arguments import ModelArguments
 from videollm_mod.train.language_model import LocalWriter
 from videollm_mod.train.new_model import load_model as train_model
+from videollm_mod.train.sft_arguments import ModelArguments
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

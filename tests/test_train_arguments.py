@@ -19,7 +19,7 @@ from transformers import TrainerState
 
 from videollm_mod.routers_videollm_mod import ROUTERS
 from videollm_mod.train import encode, pretrain_vision, sft
-from videollm_mod.train.arguments import ModelArguments, RowArguments, ScriptArguments, StreamingSFTConfig, parse
+from videollm_mod.train.arguments import RowArguments, parse
 from videollm_mod.train.data import sources
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streamworld import StreamWorld
@@ -27,6 +27,7 @@ from videollm_mod.train.data.timed_messages import TimedMessages
 from videollm_mod.train.evaluation import EvaluationArguments
 from videollm_mod.train.new_model import choose_parts, load_model, plan_model
 from videollm_mod.train.pretrain_vision import VisionArguments, VisionTrainingArguments
+from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 
 
 ROOT = Path(__file__).parents[1]

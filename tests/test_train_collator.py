@@ -30,7 +30,7 @@ from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data import faults
 from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
-from videollm_mod.train.encode import encode_rows
+from videollm_mod.train.encoding import encode_rows
 from videollm_mod.train.streaming_evaluation import stream_examples
 from videollm_mod.video_reading_videollm_mod import read_video
 

@@ -19,11 +19,12 @@ from tiny import random_frames, tiny_model, tiny_processor, write_clip
 from torch.utils.flop_counter import FlopCounterMode
 
 from videollm_mod.train import sft
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
+from videollm_mod.train.arguments import run
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.dry_run import Estimate, count_steps
 from videollm_mod.train.new_model import choose_parts
+from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,14 @@ from preloaded import start
 from safetensors.torch import load_file
 from tiny import random_frames, tiny_model, tiny_processor, training_batch, write_clip
 
-from videollm_mod.train import encode
+from videollm_mod.train import encode, encoding
 from videollm_mod.train.arguments import RowArguments
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError, row_record
 from videollm_mod.train.data.streamworld import StreamWorld
 from videollm_mod.train.data.timed_messages import TimedMessages
-from videollm_mod.train.encode import EncodeArguments, encode_rows
+from videollm_mod.train.encode import EncodeArguments
+from videollm_mod.train.encoding import encode_rows
 
 
 ROOT = Path(__file__).parents[1]
@@ -179,7 +180,7 @@ def test_validate_only_reports_and_stops(tmp_path, capsys, monkeypatch):
     """`--validate_only` loads no model and writes no file."""
     source = StreamWorld("streamworld", world="tiny", frame_size=32)
     arguments = EncodeArguments(checkpoint=str(ROOT), output_dir=str(tmp_path / "out"))
-    monkeypatch.setattr(encode, "load_checkpoint", None)
+    monkeypatch.setattr(encoding, "load_checkpoint", None)
     encode.main(RowArguments(num_clips=2, validate_only=True), source, arguments)
     assert capsys.readouterr().out == "streamworld: 2 rows to encode, no fault found\n"
     assert not (tmp_path / "out").exists()

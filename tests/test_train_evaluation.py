@@ -19,13 +19,14 @@ from transformers import AutoConfig
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.train import evaluation, recipe_measures, sft, streaming_evaluation
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, parse
+from videollm_mod.train.arguments import parse
 from videollm_mod.train.card import HEADLINES, add_results, copy_training, describe_cost, write_measures
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.timed_messages import NARRATE, TimedMessages
 from videollm_mod.train.data.world.clip import WORLDS
 from videollm_mod.train.data.world.rows import streamworld_dataset
 from videollm_mod.train.evaluation import EvaluationArguments
+from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 from videollm_mod.train.streaming_evaluation import free_streaming, stream_example, stream_examples
 from videollm_mod.train.teacher_forcing import evaluate_metric, teacher_forced
 

@@ -46,7 +46,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcess
 from videollm_mod.convert.vision_language import convert
 from videollm_mod.stream_format_videollm_mod import STREAM_FORMATS
 from videollm_mod.train import sft
-from videollm_mod.train.arguments import ModelArguments, RowArguments, ScriptArguments, StreamingSFTConfig, run
+from videollm_mod.train.arguments import RowArguments, run
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data import subtitles
 from videollm_mod.train.data.sources import DataSource
@@ -58,6 +58,7 @@ from videollm_mod.train.data.world.rows import streamworld_dataset
 from videollm_mod.train.encode import EncodeArguments
 from videollm_mod.train.encode import main as encode_main
 from videollm_mod.train.new_model import choose_parts, model_from_parts, new_model
+from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.teacher_forcing import teacher_forced
 from videollm_mod.train.trainer import StreamingSFTTrainer

@@ -24,7 +24,7 @@ from videollm_mod.train.data.ovo_bench import GROUPS
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streaming_bench import mend_options, read_time
 from videollm_mod.train.data.timed_messages import NARRATE, find_faults
-from videollm_mod.train.encode import encode_clip
+from videollm_mod.train.encoding import encode_clip
 from videollm_mod.train.endpoint_judge import ASPECTS
 from videollm_mod.train.tasks import find_task
 from videollm_mod.train.tasks.choices import read_letter, read_number, read_yes

@@ -19,7 +19,7 @@ from videollm_mod.train.data.world.drawing import Painter
 from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.rows import streamworld_dataset
 from videollm_mod.train.data.world.sprites import SHAPES, THINGS
-from videollm_mod.train.encode import encode_rows
+from videollm_mod.train.encoding import encode_rows
 from videollm_mod.train.pretrain_vision import LabelledPatches, make_scenes
 
 

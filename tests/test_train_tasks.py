@@ -25,6 +25,7 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcess
 from videollm_mod.train import evaluation
 from videollm_mod.train.arguments import run
 from videollm_mod.train.data import prepare
+from videollm_mod.train.data.about import read_about
 from videollm_mod.train.data.converters import CONVERTERS, find_converter
 from videollm_mod.train.data.dialogues import question_messages
 from videollm_mod.train.data.faults import FaultyRowError
@@ -34,7 +35,7 @@ from videollm_mod.train.endpoint_judge import ASPECTS
 from videollm_mod.train.streaming_evaluation import free_streaming
 from videollm_mod.train.tasks import TASKS, Task, choose_tasks, find_task
 from videollm_mod.train.tasks import command as task_command
-from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
+from videollm_mod.train.tasks.evaluating import evaluate_tasks
 from videollm_mod.train.tasks.lta import ActionFinder, edit_distances
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.table import make_table

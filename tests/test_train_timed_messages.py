@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from tiny import random_features, random_frames, tiny_model, tiny_processor, write_clip, write_noisy_clip
 
 from videollm_mod.train import sft
-from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data import timed_messages
 from videollm_mod.train.data.faults import (
@@ -37,6 +36,7 @@ from videollm_mod.train.data.timed_messages import (
     find_faults,
     load_timed_messages,
 )
+from videollm_mod.train.sft_arguments import ScriptArguments
 
 
 NASA = Path(__file__).parent / "data" / "nasa_13013.mp4"

@@ -21,7 +21,6 @@ from transformers import Trainer, TrainingArguments
 from turns import turn_processor
 
 from videollm_mod import VideoLLMMoDVideoProcessor
-from videollm_mod.train.arguments import ScriptArguments
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import FaultyRowError, row_record
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
@@ -35,6 +34,7 @@ from videollm_mod.train.data.windows import (
     split_rows,
     survey,
 )
+from videollm_mod.train.sft_arguments import ScriptArguments
 from videollm_mod.train.tasks import find_task
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.teacher_forcing import predict_all_turns, predict_turns

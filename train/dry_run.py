@@ -24,7 +24,7 @@ from videollm_mod.train.new_model import choose_parts, plan_model
 
 # Importing the arguments loads TRL, which only training needs.
 if TYPE_CHECKING:
-    from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
+    from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 
 
 @dataclass(frozen=True)

@@ -23,21 +23,15 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
-from accelerate import Accelerator
-
 from videollm_mod.checks_videollm_mod import check_count, check_number, check_seconds
 from videollm_mod.space.checkpoint_names import check_checkpoint
-from videollm_mod.space.loading import CACHE_DTYPES, WEIGHTS, quantization
 from videollm_mod.train.arguments import naming_options, run
 from videollm_mod.train.card import add_results, published_command
+from videollm_mod.train.data.about import read_about
 from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.sources import DataSource, load_split
 from videollm_mod.train.judging import SIMILARITIES, check_judge
 from videollm_mod.train.loading import load_checkpoint
-from videollm_mod.train.streaming_evaluation import free_streaming
-from videollm_mod.train.tasks.command import run_tasks
-from videollm_mod.train.tasks.evaluating import read_about
-from videollm_mod.train.teacher_forcing import teacher_forced
 
 
 def measure_checkpoint(
@@ -63,6 +57,11 @@ def measure_checkpoint(
     Returns:
         `dict[str, float]`: The measures of [`teacher_forced`] and [`free_streaming`] by name.
     """
+    # Imported here, because `--help` does without torch.
+    from videollm_mod.space.loading import quantization
+    from videollm_mod.train.streaming_evaluation import free_streaming
+    from videollm_mod.train.teacher_forcing import teacher_forced
+
     model, processor = load_checkpoint(checkpoint, dtype="auto", device_map="auto", **quantization(weights))
     options |= {"fps": fps, "interval_threshold": interval_threshold}
     scores = teacher_forced(model, processor, rows, fps=fps, interval_threshold=interval_threshold)
@@ -116,10 +115,10 @@ class EvaluationArguments:
     interval_threshold: float | None = field(default=None, metadata={"help": "Default: the checkpoint's."})
     max_new_tokens: int = field(default=100, metadata={"help": "Longest reply in tokens."})
     weights: str | None = field(
-        default=None, metadata={"help": "Linear layers in eight bits, by torchao.", "choices": list(WEIGHTS)}
+        default=None, metadata={"help": "Linear layers in eight bits, by torchao.", "choices": ["int8", "fp8"]}
     )
     cache_dtype: str | None = field(
-        default=None, metadata={"help": "Keys and values while streaming.", "choices": list(CACHE_DTYPES)}
+        default=None, metadata={"help": "Keys and values while streaming.", "choices": ["fp8"]}
     )
     skip_faulty: bool = field(default=False, metadata={"help": "Leave out faulty rows, and list them at the end."})
     card: bool = field(default=False, metadata={"help": "Also write the results into the model card."})
@@ -158,6 +157,8 @@ class EvaluationArguments:
 
     def options(self) -> dict[str, Any]:
         """Return the options of [`measure_checkpoint`]."""
+        from videollm_mod.space.loading import CACHE_DTYPES
+
         names = ("fps", "tolerance", "delay_window", "batch_size", "interval_threshold", "max_new_tokens", "weights")
         given = {name: getattr(self, name) for name in names}
         return given | {"cache_dtype": CACHE_DTYPES.get(self.cache_dtype), "similarity": self.judge}
@@ -179,7 +180,11 @@ def main(source: DataSource, arguments: EvaluationArguments) -> None:
             scores = measure_checkpoint(arguments.checkpoint, rows, **arguments.options())
             print(json.dumps({name: round(float(value), 4) for name, value in scores.items()}, indent=1))
         else:
+            from videollm_mod.train.tasks.command import run_tasks
+
             scores = run_tasks(source, rows, arguments, checks["left_out"])
+    from accelerate import Accelerator
+
     if arguments.card and Accelerator().is_main_process:
         _write_card(source, arguments, scores)
 

@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from videollm_mod.train.data.faults import UNREADABLE
-from videollm_mod.train.encode import encode_clip
+from videollm_mod.train.encoding import encode_clip
 from videollm_mod.train.loading import load_checkpoint
 from videollm_mod.train.streaming_evaluation import FeatureStream
 from videollm_mod.train.tasks.running import Prompt, Runner

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
 
-from videollm_mod.train.text_scores import split_words
-
 
 # The encoder of ProAssist's evaluation.
 ENCODER = "sentence-transformers/all-mpnet-base-v2"
@@ -24,12 +22,19 @@ EXAMPLE = ("What is it?", "A ball.", "A ball.")
 
 def exact(pairs: Sequence[tuple[str, str]]) -> list[float]:
     """Return 1 for texts with the same words, apart from case and punctuation, and 0 for others."""
-    return [float(split_words(one) == split_words(other)) for one, other in pairs]
+    return [float(_split(one) == _split(other)) for one, other in pairs]
 
 
 def token_f1(pairs: Sequence[tuple[str, str]]) -> list[float]:
     """Return the F1 of the words that two texts share, as SQuAD's evaluation does, but with articles."""
-    return [_token_f1(split_words(one), split_words(other)) for one, other in pairs]
+    return [_token_f1(_split(one), _split(other)) for one, other in pairs]
+
+
+def _split(text: str) -> list[str]:
+    # nltk, which other scores need, takes a second to import.
+    from videollm_mod.train.text_scores import split_words
+
+    return split_words(text)
 
 
 def _token_f1(one: list[str], other: list[str]) -> float:

@@ -4,25 +4,28 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
-
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from typing import TYPE_CHECKING, Any
 
 from videollm_mod.space.checkpoint_faults import named_faults
-from videollm_mod.space.loading import load_parts
 
+
+# `--help` of scripts that load a checkpoint does without libraries.
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # A process waits for the others until all have finished their rows. By default it gives up after ten minutes.
 _PATIENCE = timedelta(days=7)
 
 
-def patient_accelerator() -> Accelerator:
+def patient_accelerator() -> "Accelerator":
     """
     Return the accelerator of processes that share rows, and wait for each other for days if need be.
 
     The wait is that of the first accelerator or state of a process, so make no other before.
     """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
     return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
 
 
@@ -37,6 +40,8 @@ def load_checkpoint(checkpoint: str | Path, **options: Any) -> tuple[Any, Any]:
     Raises:
         `SystemExit`: With one line, if the checkpoint is broken or incomplete, or its weights are not finite.
     """
+    from videollm_mod.space.loading import load_parts
+
     try:
         with named_faults(str(checkpoint)):
             processor, model = load_parts(str(checkpoint), **options)

@@ -43,7 +43,7 @@ from videollm_mod.space.loading import check_finite
 
 # Importing the arguments loads TRL, which only training needs.
 if TYPE_CHECKING:
-    from videollm_mod.train.arguments import ModelArguments
+    from videollm_mod.train.sft_arguments import ModelArguments
 
 
 logger = logging.get_logger(__name__)

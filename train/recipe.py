@@ -46,8 +46,6 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
-import torch
-
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_json, write_text
 from videollm_mod.remembering_videollm_mod import checkpoint_limits
@@ -55,7 +53,6 @@ from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.checkpoint_files import LAST_WRITTEN, new_checkpoint
 from videollm_mod.train.data.doom.game import find_vizdoom
 from videollm_mod.train.loading import load_checkpoint
-from videollm_mod.train.new_model import take_language_model
 from videollm_mod.train.recipe_measures import measure, show, write_measures
 from videollm_mod.train.recipe_sizes import CONFIGS, FPS, SIZES, WORLDS, Size
 
@@ -74,7 +71,7 @@ SCRIPTS = multiprocessing.get_context(
 # To start a process also polls all others. If two threads polled the same one, one of them would read no exit code.
 POLLING = Lock()
 SCRIPTS.set_forkserver_preload(
-    [*(f"videollm_mod.train.{script}" for script in ("sft", "encode", "pretrain_vision")), "matplotlib.figure"]
+    [*(f"videollm_mod.train.{script}" for script in ("sft", "encoding", "pretrain_vision")), "matplotlib.figure"]
 )
 
 
@@ -121,6 +118,8 @@ def _run_script(command: list[str], threads: int | None) -> None:
     # The start method of this process must not apply to its data workers.
     multiprocessing.set_start_method(None, force=True)
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
     sys.argv = command
     runpy.run_path(str(ROOT / command[0]), run_name="__main__")
@@ -244,6 +243,8 @@ def begin_with(checkpoint: str, folder: Path) -> Path:
     """
     begun = folder / "begun"
     if not (begun / LAST_WRITTEN).exists():
+        from videollm_mod.train.new_model import take_language_model
+
         model, processor = load_checkpoint(str(folder / "vision"))
         try:
             trained, words = load_checkpoint(checkpoint)
@@ -325,7 +326,7 @@ def learn(
         begin = ["--config", CONFIGS / config, "--dataset", folder / data, "--checkpoint", given]
         begin += ["--video_root", folder / "encoded"]
         begin += ["--per_device_train_batch_size", rows]
-        begin += [] if torch.cuda.is_available() else ["--bf16", "false"]
+        begin += [] if has_gpu() else ["--bf16", "false"]
         options = [*begin, *options, "--output_dir", made, *ratio, "--fps", FPS]
         options += ["--save_strategy", "steps", "--save_steps", 250]
         options += within(minutes, stage) if keep_ratio is None else ["--max_steps", last_step(folder / stage)]
@@ -334,9 +335,16 @@ def learn(
     return given
 
 
+def has_gpu() -> bool:
+    """Return whether there is a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def share_step(rows: int) -> int:
     """Return how many CPU processes can share a step of so many rows evenly; 1 if there is a GPU."""
-    if torch.cuda.is_available():
+    if has_gpu():
         return 1
     return max(count for count in range(1, rows + 1) if rows % count == 0 and count <= (os.cpu_count() or 1))
 

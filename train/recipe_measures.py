@@ -10,13 +10,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from videollm_mod.outputs import write_json
 from videollm_mod.train.card import published_command
 from videollm_mod.train.data.sources import find_source, load_split
 from videollm_mod.train.evaluation import measure_checkpoint
-from videollm_mod.train.focus import describe, figures, watch
 from videollm_mod.train.loading import load_checkpoint
 from videollm_mod.train.recipe_sizes import FPS, WORLDS, Size
 
@@ -70,6 +67,8 @@ def measure(size: Size, checkpoints: dict[str, Path]) -> dict[str, dict[str, dic
 
 
 def _measure(name: str, checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from videollm_mod.train.focus import describe, figures, watch
+
     if name == "before":
         rows = rows[:CLIPS_BEFORE]
     cut = {"max_new_tokens": LONGEST_REPLY} if name == "before" else {}
@@ -105,6 +104,8 @@ def _cell(value: float) -> str:
 
 def write_measures(measures: dict[str, Any], path: Path) -> None:
     """Write the figures of [`measure`] with their labels, command, hardware and date, as JSON."""
+    import torch
+
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     about = {"command": published_command(["python", "train/recipe.py", *sys.argv[1:]]), "hardware": where}
     about |= {"date": f"{date.today():%d %B %Y}".lstrip("0"), "labels": TABLE}

@@ -23,7 +23,7 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
-from videollm_mod.train.arguments import ModelArguments, ScriptArguments, StreamingSFTConfig, run
+from videollm_mod.train.arguments import run
 from videollm_mod.train.callbacks import Announcement, KeepRatioWarmup, TimeLimit
 from videollm_mod.train.collator import EpochTeller, StreamCollator
 from videollm_mod.train.data.faults import RowRecord, counted, row_record
@@ -39,6 +39,7 @@ from videollm_mod.train.data.streamed import (
 from videollm_mod.train.data.windows import parts_of, split_rows
 from videollm_mod.train.dry_run import plan_run, plan_windows
 from videollm_mod.train.new_model import choose_parts, load_model, merge_adapter
+from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 from videollm_mod.train.trainer import StreamingSFTTrainer
 
 

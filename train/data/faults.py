@@ -16,8 +16,6 @@ from typing import Any
 from videollm_mod.console import counted
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
@@ -273,6 +271,10 @@ def row_record() -> Iterator[RowRecord]:
             raise
         finally:
             _record = None
+        # Imported here, because `--help` of scripts does without.
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
         left_out, damaged = (list(dict.fromkeys(gather_object(x))) for x in (record.left_out(), record.damaged()))
         if PartialState().is_main_process:
             _report(left_out, damaged, record.num_rows)

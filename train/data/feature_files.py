@@ -7,14 +7,17 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 
+
+# `--help` of scripts that name data does without torch.
+if TYPE_CHECKING:
+    import torch
 
 NAME = "frame_features"
 
@@ -79,7 +82,7 @@ def read_header(source: FeatureSource) -> tuple[tuple[int, ...], dict[str, str]]
         raise SafetensorError(f"the bytes hold no tensor `{NAME}`") from None
 
 
-def read_features(source: FeatureSource, frames: range) -> torch.Tensor:
+def read_features(source: FeatureSource, frames: range) -> "torch.Tensor":
     """
     Return frame features `(frames, tokens, width)`, and read no more of a file than these.
 
@@ -89,6 +92,8 @@ def read_features(source: FeatureSource, frames: range) -> torch.Tensor:
     """
     source = source.read() if isinstance(source, StoredFeatures) else source
     if isinstance(source, bytes):
+        from safetensors.torch import load
+
         read_header(source)
         return load(source)[NAME][frames.start : frames.stop].clone()
     with safe_open(source, "pt") as file:

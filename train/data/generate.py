@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videollm_mod.console import quiet
 
@@ -27,6 +27,7 @@ from transformers import HfArgumentParser
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import path_from, write_json
+from videollm_mod.train.data.about import read_about
 from videollm_mod.train.data.converters import Notes
 from videollm_mod.train.data.dialogues import to_number
 from videollm_mod.train.data.faults import FaultyRowError
@@ -42,10 +43,12 @@ from videollm_mod.train.data.planned_dialogues import (
 from videollm_mod.train.data.prepare import describe_all, describe_split
 from videollm_mod.train.data.rewriting import ask_for_rewrite, read_rewrite
 from videollm_mod.train.data.timed_messages import SOURCES, VIDEO_ROOT_HELP, load_timed_messages
-from videollm_mod.train.endpoint import Endpoint, EndpointError
-from videollm_mod.train.language_model import EndpointWriter, LocalWriter, Writer
 from videollm_mod.train.reply_cache import Reply
-from videollm_mod.train.tasks.evaluating import read_about
+
+
+# `--help` does without torch and the client of endpoints.
+if TYPE_CHECKING:
+    from videollm_mod.train.language_model import Writer
 
 
 @dataclass
@@ -131,8 +134,11 @@ class WriterArguments:
         if (self.endpoint is None) != (self.endpoint_model is None):
             raise ValueError("--endpoint and --endpoint_model belong together.")
 
-    def make_writer(self, cache: Path) -> Writer:
+    def make_writer(self, cache: Path) -> "Writer":
         """Return the language model, with a folder for its replies."""
+        from videollm_mod.train.endpoint import Endpoint
+        from videollm_mod.train.language_model import EndpointWriter, LocalWriter
+
         options = {"max_tokens": self.max_tokens, "temperature": self.temperature}
         if self.model is not None:
             place = {"device": self.device, "dtype": self.dtype}
@@ -155,7 +161,7 @@ class DialogueGenerator:
         notes ([`Notes`]): Where to count what is left out.
     """
 
-    def __init__(self, arguments: GenerateArguments, writer: Writer, notes: Notes) -> None:
+    def __init__(self, arguments: GenerateArguments, writer: "Writer", notes: Notes) -> None:
         self.arguments, self.writer, self.notes = arguments, writer, notes
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -293,7 +299,7 @@ def _source_of(row: dict[str, Any], out: Path) -> dict[str, str]:
 
 
 def generate(
-    rows: Sequence[dict[str, Any]], arguments: GenerateArguments, writer: Writer, command: str = ""
+    rows: Sequence[dict[str, Any]], arguments: GenerateArguments, writer: "Writer", command: str = ""
 ) -> dict[str, Any]:
     """
     Write `OUT/<split>.jsonl` and `OUT/about.json`. Files of an earlier run are replaced at the end.
@@ -329,7 +335,9 @@ def generate(
     return about
 
 
-def _describe(arguments: GenerateArguments, writer: Writer, notes: Notes, count: int, command: str) -> dict[str, Any]:
+def _describe(
+    arguments: GenerateArguments, writer: "Writer", notes: Notes, count: int, command: str
+) -> dict[str, Any]:
     given, before = read_about(arguments.dataset), read_about(str(arguments.out))
     made = describe_split(arguments.split, {arguments.split: Counter({"": count})}, notes)
     return {
@@ -350,6 +358,8 @@ def main() -> None:
     with one_line_errors():
         parser = HfArgumentParser((GenerateArguments, WriterArguments), prog="generate.py", allow_abbrev=False)
         arguments, chosen = parser.parse_args_into_dataclasses()
+        from videollm_mod.train.endpoint import EndpointError
+
         source, cache = Path(arguments.dataset), arguments.out / "replies"
         if arguments.out.resolve() in (source.resolve(), source.resolve().parent):
             raise ValueError(f"--out '{arguments.out}' holds the data set: write to another folder.")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import hf_hub_download
 
 from videollm_mod.space.loading import quantization
+from videollm_mod.train.data.about import read_about
 from videollm_mod.train.data.faults import FaultyRowError, RowRecord
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.judging import Judge
 from videollm_mod.train.loading import load_checkpoint, patient_accelerator
 from videollm_mod.train.tasks import choose_tasks
-from videollm_mod.train.tasks.evaluating import evaluate_tasks, read_about
+from videollm_mod.train.tasks.evaluating import evaluate_tasks
 from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.table import make_table
 

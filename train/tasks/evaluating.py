@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate tasks: predict the rows that no earlier run predicted, and score all."""
 
-import json
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from tqdm.auto import tqdm
 
 from videollm_mod.train.data.faults import WHERE, FaultyRowError, RowRecord, name_row
@@ -22,8 +19,6 @@ from videollm_mod.train.tasks.running import Runner
 from videollm_mod.train.tasks.saving import Key, Predictions, fingerprint, limit_truth, save_results
 
 
-# Types of what is read of about.json.
-_KINDS = {"fps": float, "tasks": list, "labels": dict, "splits": dict}
 # Frames and frame features within a row.
 _FRAMES = (np.ndarray, torch.Tensor, bytes)
 
@@ -44,35 +39,6 @@ class TaskRows:
     rows: list[dict[str, Any]]
     places: list[int]
     keys: list[Key]
-
-
-def read_about(dataset: str) -> dict[str, Any]:
-    """
-    Return the `about.json` of prepared data, or an empty dictionary if there is none.
-
-    Raises:
-        `ValueError`: If it is not JSON, or not what `prepare.py` writes.
-    """
-    path = Path(dataset)
-    if path.exists():
-        about = (path if path.is_dir() else path.parent) / "about.json"
-    elif dataset.count("/") == 1:
-        try:
-            about = Path(hf_hub_download(dataset, "about.json", repo_type="dataset"))
-        except EntryNotFoundError:
-            return {}
-    else:
-        return {}
-    try:
-        content = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"'{about}' is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"'{about}' is no object: give the file that prepare.py wrote, or remove it.")
-    for name, kind in _KINDS.items():
-        if not isinstance(content.get(name, kind()), (int, float) if kind is float else kind):
-            raise ValueError(f"'{about}': `{name}` is {type(content[name]).__name__}, must be {kind.__name__}.")
-    return content
 
 
 def choose_rows(rows: Sequence[dict[str, Any]], tasks: Sequence[Task], *, fps: float = 2.0) -> list[TaskRows]:

@@ -13,7 +13,7 @@ from videollm_mod.train.collator import StreamCollator
 from videollm_mod.train.data.dialogues import floor_frame
 from videollm_mod.train.data.faults import naming
 from videollm_mod.train.data.windows import count_frames
-from videollm_mod.train.encode import encode_clip
+from videollm_mod.train.encoding import encode_clip
 from videollm_mod.train.streaming_evaluation import stream_examples
 from videollm_mod.train.teacher_forcing import Turn, most_official_frames, predict_all_turns
 
