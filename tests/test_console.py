@@ -2,14 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What programs print: counts, costs and the model's words."""
 
+import json
 from pathlib import Path
 
-from videollm_mod.console import counted, describe_entries, describe_saving, visible
+from videollm_mod.console import counted, describe_entries, describe_saving, quiet, visible
 
 import pytest
+from programs import run_main, run_training
+from published import save_source
+from tiny import random_frames, tiny_model, tiny_processor, write_clip
+from tqdm import tqdm
 
 from videollm_mod.commands.folder import Narrated, Video, print_result
+from videollm_mod.convert import command as convert
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.train import evaluation
+from videollm_mod.train.arguments import run
+from videollm_mod.train.data.sources import DataSource
 
 
 def test_a_number_and_its_word_agree():
@@ -43,3 +52,47 @@ def test_a_file_name_cannot_control_the_terminal(capsys):
     out, err = capsys.readouterr()
     assert out == "a\ufffd]0;title\ufffd error: b.mp4: 0 captions in a.srt\n"
     assert err == "error: 'a\ufffd]0;title\ufffd\nerror: a\ufffd]0;title\ufffd error: b.mp4: It is empty.\n"
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """The names of the bars that are drawn on stderr, those of libraries among them."""
+    drawn, begin = [], tqdm.__init__
+
+    def note(bar, *args, **options):
+        begin(bar, *args, **options)
+        if not bar.disable:
+            assert options.get("file") is None, "a bar is drawn on stderr"
+            drawn.append(bar.desc.removesuffix(": "))
+
+    monkeypatch.setattr(tqdm, "__init__", note)
+    return drawn
+
+
+def test_each_stage_of_training_evaluation_and_conversion_draws_one_bar(tmp_path, bars):
+    quiet()  # as these programs do when they start
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    tiny_processor().save_pretrained(model)
+    write_clip(tmp_path / "clip.mp4", random_frames(20))
+    row = {"video": "clip.mp4", "messages": [{"role": "assistant", "content": "A ball.", "time": 1.0}]}
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    given = ["--checkpoint", model, "--dataset", tmp_path]
+    how = ["--max_steps", 2, "--per_device_train_batch_size", 1, "--tune_language_model", "full"]
+    how += ["--save_strategy", "no", "--report_to", "none", "--eval_split", "validation", "--eval_strategy", "steps"]
+    trained = run_training(tmp_path / "out", *given, *how, "--eval_steps", 2)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    # One of the steps, and one of the rows that are evaluated after them.
+    assert bars == ["", ""] and trained.stderr.count("100%|") >= 2
+    bars.clear()
+    options = [*given, "--split", "validation", "--max_new_tokens", 4]
+    types = (DataSource, evaluation.EvaluationArguments)
+    measured = run_main(lambda: run(evaluation.main, *types, dataset="streamworld"), *options, program="evaluation.py")
+    assert measured.returncode == 0, measured.stderr[-3000:]
+    assert bars == ["teacher forcing", "streaming"]
+    bars.clear()
+    save_source("smolvlm", tmp_path / "theirs")
+    converted = run_main(convert.main, tmp_path / "theirs", tmp_path / "ours", program="convert")
+    # A line says what it loads. Files on the disk take seconds.
+    assert converted.returncode == 0 and bars == [] and "loading " in converted.stderr
