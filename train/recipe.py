@@ -48,7 +48,6 @@ from videollm_mod.console import quiet
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import write_json, write_text
-from videollm_mod.remembering_videollm_mod import checkpoint_limits
 from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.checkpoint_files import LAST_WRITTEN, new_checkpoint
 from videollm_mod.train.data.doom.game import find_vizdoom
@@ -251,6 +250,8 @@ def begin_with(checkpoint: str, folder: Path) -> Path:
             taken = take_language_model(model, processor, trained, words)
         except ValueError as error:
             raise SystemExit(f"error: --begin {checkpoint}: {error}") from None
+        from videollm_mod.remembering_videollm_mod import checkpoint_limits
+
         for name, limit in checkpoint_limits(trained.generation_config).items():
             setattr(model.generation_config, name, limit)
         print(f"the language model of {checkpoint}, with {taken} words")
