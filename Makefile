@@ -77,6 +77,7 @@ checkpoint: $(VENV)/.installed-test
 	$(BIN)/videollm-mod verify . --write
 	$(BIN)/python train/card.py $(TRAINED)/trained docs/embedded-checkpoint.md --measures $(TRAINED)/measures.json
 	$(BIN)/python train/evaluation.py --checkpoint . --world tiny --kinds narrate=2,ask=1,wait=1 --frame_size 128 --card
+	$(BIN)/python train/evaluation.py --checkpoint . --dataset doomworld --frame_rate 2 --vocabulary small --kinds narrate=2,ask=1,wait=1 --frame_size 128 --card
 	cp $(TRAINED)/narration/loss.png docs/loss.png
 	rm -f samples/*
 	$(BIN)/python train/data/streamworld.py samples --split test --world tiny --clip 117 --fps 12

@@ -330,6 +330,7 @@ def test_the_card_of_a_training_run_has_its_results(tmp_path, monkeypatch):
 
 
 FACTS = ROOT / "docs" / "embedded-checkpoint.md"
+WORLD_TITLES = ("StreamWorld, tiny", "DoomWorld, clips of 8 to 15 s")
 
 
 def test_the_embedded_checkpoint_page_states_the_cost_of_its_configuration():
@@ -341,24 +342,26 @@ def test_the_embedded_checkpoint_page_states_the_cost_of_its_configuration():
 def test_the_embedded_checkpoint_page_states_training_and_results():
     card, text = ModelCard.load(ROOT / "README.md"), FACTS.read_text(encoding="utf-8")
     training = text.split("## Training\n")[1].split("\n## ")[0]
-    measured = text.split("## Evaluation on StreamWorld, tiny, test\n")[1].split("\n## ")[0]
     settings = yaml.safe_load((ROOT / "train" / "configs" / "streamworld_questions.yaml").read_text())
     shown = dict(re.findall(r"\| (\w+) \| (\S+) \|", training))
-    # The recipe sets the rows of a step, and the dtype, by the size of the run and by the machine.
-    common = settings.keys() & shown.keys() - {"per_device_train_batch_size", "bf16"}
-    assert {"learning_rate", "lr_scheduler_type", "warmup_steps", "seed"} <= common
+    # The size of the run and the machine decide the rows of a step, epochs and dtype. The page has its own seed.
+    common = settings.keys() & shown.keys() - {"per_device_train_batch_size", "num_train_epochs", "bf16", "seed"}
+    assert {"learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"} <= common
     assert {name: str(settings[name]) for name in common} == {name: shown[name] for name in common}
     assert f"![Loss over steps]({FACTS.stem}-loss.png)" in training and "\nData: " in training
     assert 5_000 < FACTS.with_name(f"{FACTS.stem}-loss.png").stat().st_size < 60_000
-    # The page and the README's model index agree, and `make checkpoint` runs the command that they name.
-    results = card.data.eval_results
-    found = {name: float(value) for name, value in re.findall(r"\| (\w+) \| ([-\d.]+) \|", measured)}
-    assert {r.metric_type: r.metric_value for r in results} == {name: found[name] for name in HEADLINES}
-    (command,) = {r.dataset_args["command"] for r in results}
-    assert f"with `{command}`." in measured
-    assert f"/{command} --card\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    for part in (training, measured):
-        assert re.search(r"\n(Trained|Measured) on .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", part), "hardware and date"
+    # The page and the README's model index agree, and `make checkpoint` runs the commands that they name.
+    parts = {name: [r for r in card.data.eval_results if r.dataset_name == name] for name in WORLD_TITLES}
+    assert sum(map(len, parts.values())) == len(card.data.eval_results)
+    for name, results in parts.items():
+        measured = text.split(f"## Evaluation on {name}, test\n")[1].split("\n## ")[0]
+        found = {name: float(value) for name, value in re.findall(r"\| (\w+) \| ([-\d.]+) \|", measured)}
+        assert {r.metric_type: r.metric_value for r in results} == {name: found[name] for name in HEADLINES}
+        (command,) = {r.dataset_args["command"] for r in results}
+        assert f"with `{command}`." in measured
+        assert f"/{command} --card\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(r"\nMeasured on .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", measured), "hardware and date"
+    assert re.search(r"\nTrained on .+, \d{1,2} [A-Z][a-z]+ \d{4}, ", training), "hardware and date"
 
 
 def test_training_facts_are_copied_into_a_page(tmp_path):
