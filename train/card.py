@@ -28,7 +28,6 @@ from videollm_mod.mistakes import one_line_errors
 from videollm_mod.outputs import copy_file, save_figure, write_text
 from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.checkpoint_files import FACTS_PAGE
-from videollm_mod.video_opening_videollm_mod import without_secrets
 
 
 _SETTINGS = (
@@ -159,6 +158,9 @@ def published_word(word: str) -> str:
 
     For example, `--out=/home/me/data` becomes `--out=data`, and a folder within the current one stays.
     """
+    # Imported here, because it imports Transformers, which `push --help` does without.
+    from videollm_mod.video_opening_videollm_mod import without_secrets
+
     option, equals, value = word.rpartition("=")
     is_path = os.path.isabs(value) or value.startswith(("~", ".."))
     return f"{option}{equals}{Path(value).name}" if is_path else without_secrets(word)
