@@ -543,19 +543,19 @@ class VideoLLMMoDCache(Cache):
             begin, keys = self._move_first(group, all_keys, parts, back, rotation)
             moved = [(x,) for x in keys.split(1)]
         if skipped:
-            home = layers[0].positions.device  # that of the embeddings, wherever the layers are
-            shift = to_device(torch.cat([torch.full((x.end - x.begin,), x.removed) for x in parts]), home)
-        for layer, first in zip(layers, moved, strict=True):
+            # In one launch each for all layers. They lie on the device of the embeddings, wherever the layers are.
+            known = torch.cat([layer.positions[:, : parts[-1].end] for layer in layers])
+            shift = to_device(torch.cat([torch.full((x.end - x.begin,), x.removed) for x in parts]), known.device)
+            positions = torch.cat([known[:, x.begin : x.end] for x in parts], dim=1) - shift
+        for index, (layer, first) in enumerate(zip(layers, moved, strict=True)):
             old_keys, old_values = all_keys.popleft(), layer.values
             keys = [old_keys[:, :, max(x.begin, begin) : x.end] for x in parts if x.end >= begin]
             if back and is_rotated:
                 keys = [rotation(x, to_device(torch.tensor([-back]), device)).to(x.dtype) for x in keys]
             values = [old_values[:, :, x.begin : x.end] for x in parts]
-            if skipped:
-                positions = torch.cat([layer.positions[:, x.begin : x.end] for x in parts], dim=1) - shift
             layer.replace(torch.cat([*first, *keys], dim=2), torch.cat(values, dim=2))
             if skipped:
-                layer.replace_positions(positions)
+                layer.replace_positions(positions[index, None])
 
     def _move_first(
         self, group: tuple, keys: Sequence[torch.Tensor], parts: list["_Part"], back: int, rotation: "KeyRotation"

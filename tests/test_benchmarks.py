@@ -121,7 +121,9 @@ def test_evictions_are_counted_in_sessions_and_engines(tmp_path):
     printed = run("eviction.py", "--max-frames", 9, "--schemes", "all_deep", "--out", tmp_path)
     rows = json.loads((tmp_path / "eviction.json").read_text())["rows"]
     assert [row["runner"] for row in rows] == ["session", "engine"]
-    assert all(row["bookkeeping"] >= 0 and row["eviction"] > 0 and row["eviction_launches"] > 0 for row in rows)
+    assert all(row["bookkeeping"] >= 0 and row["eviction"] > 0 for row in rows)
+    # At most eight launches for each of the 32 layers: those of 9 frames are those of 180.
+    assert all(0 < row["eviction_launches"] <= 8 * 32 and row["crop_launches"] == 0 for row in rows)
     assert printed.strip() == (tmp_path / "eviction.md").read_text().strip()
 
 

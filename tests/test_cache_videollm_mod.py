@@ -490,7 +490,7 @@ def test_moved_entries_survive_crops_copies_and_a_reset():
 
 @pytest.mark.parametrize("make", ["growing", "preallocated", "eight bits"])
 def test_evictions_and_crops_launch_little_and_ask_the_device_nothing(make):
-    model = tiny_model(text_overrides={"num_hidden_layers": 32})
+    model = tiny_model(mod_layers="all_deep", text_overrides={"num_hidden_layers": 32})
     dtype = torch.float8_e4m3fn if make == "eight bits" else None
     cache = with_room(model) if make == "preallocated" else model.new_cache(dtype=dtype)
     check_launches(model, cache, cache_videollm_mod)

@@ -119,8 +119,11 @@ def test_a_paged_cache_works_like_a_growing_one(scheme, reserved):
 
 @pytest.mark.parametrize("reserved", [True, False])
 def test_evictions_and_crops_launch_little_and_ask_the_device_nothing(reserved):
-    """In consecutive and in scattered pages, for which the host sends the slots without waiting."""
-    model = tiny_model(text_overrides={"num_hidden_layers": 32})
+    """
+    With 30 of 32 layers routed, in consecutive and in scattered pages, for which the host sends the slots without
+    waiting.
+    """
+    model = tiny_model(mod_layers="all_deep", text_overrides={"num_hidden_layers": 32})
     pool = new_page_pool(model, 40, 200, page_size=16)
     cache, other = VideoLLMMoDPagedCache(pool), VideoLLMMoDPagedCache(pool)
     ids, features = dialogue_ids(model.config, [2, 2]), random_features(model.config, 4)
