@@ -53,7 +53,7 @@ def test_each_video_gets_the_subtitles_that_narrate_writes(films, tmp_path):
     loading = done.stderr.index("loading")
     fault = "cannot be read as video: its index is missing, as in a recording that was cut off."
     assert done.stderr[:loading] == f"error: '{films}/cut.mp4' {fault}\n"
-    assert "3 narrated, 1 failed; 62 frames in" in done.stderr
+    assert "3 narrated, 1 failed; 64 frames in" in done.stderr
     written = {"b.mp4": "b.srt", "trip/a.mp4": "trip/a.mp4.srt", "trip/a.MOV": "trip/a.MOV.srt"}
     files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert files == set(written.values())
@@ -81,7 +81,7 @@ def test_a_policy_speaks_as_in_narrate(films, tmp_path):
     assert narrate(films / "trip", *policy).exit_code == 0
     assert narrate(SECOND, *policy, "--srt", tmp_path / "one.srt").exit_code == 0
     expected = (tmp_path / "one.srt").read_text()
-    assert (films / "trip" / "a.mp4.srt").read_text() == expected and expected.count("-->") == 3
+    assert (films / "trip" / "a.mp4.srt").read_text() == expected and expected.count("-->") == 4
 
 
 def test_finished_videos_are_skipped(films):
