@@ -403,6 +403,10 @@ def test_narration_is_read_aloud_and_questions_are_spoken(visit):
     expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
     assert page.evaluate("spoken") == [], "nobody asked to hear it"
     page.evaluate("() => document.querySelector('#player').pause()")
+    # On a busy machine the page learns late what was said until now. Wait for that, or it is read too.
+    told = -1
+    while told != (told := page.evaluate("window.page.told.length")):
+        page.wait_for_timeout(3000)
     page.check("#aloud input")
     page.evaluate(
         "() => { document.querySelector('#player').currentTime = 0; document.querySelector('#player').play(); }"
