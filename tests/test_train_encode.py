@@ -217,7 +217,7 @@ def test_rows_that_have_features_already_are_named_or_left_out_before_a_model_is
     arguments = EncodeArguments(checkpoint=str(folder), output_dir=str(tmp_path / "out"))
     encode.main(RowArguments(), TimedMessages(str(tmp_path / "data")), arguments)
     again = EncodeArguments(checkpoint=str(folder), output_dir=str(tmp_path / "again"))
-    with patch.object(encode, "load_checkpoint", None):
+    with patch.object(encoding, "load_checkpoint", None):
         for script in (RowArguments(), RowArguments(skip_faulty=True)):
             with pytest.raises(SystemExit, match="train.jsonl', line 1 has features already, as 2 of 2 rows have: gi"):
                 encode.main(script, TimedMessages(str(tmp_path / "out")), again)
