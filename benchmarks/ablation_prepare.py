@@ -84,7 +84,7 @@ def prepare(options: argparse.Namespace) -> None:
     Train the encoder, encode rows, and train the model at full compute. Finished stages are skipped.
 
     Raises:
-        `ValueError`: If the folder was begun with other options.
+        `ValueError`: If an earlier run made the folder with other options.
     """
     folder, (source, fps) = options.folder, SOURCES[options.world]
     begin_folder(options)

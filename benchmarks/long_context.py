@@ -118,7 +118,7 @@ def long_rows(options: argparse.Namespace, processor: Any) -> list[dict[str, Any
     kind, length = find_source(options.dataset), f"{options.seconds:g},{options.seconds:g}"
     given = {"world": options.world, "kinds": "narrate=1", "frame_size": processor.video_processor.size["height"]}
     given |= {"seconds": length, "questions_per_minute": options.questions}
-    # DoomWorld has a frame rate of its own, and tells what every frame shows.
+    # DoomWorld clips are recorded at the rate that the model reads, and use all frames.
     given |= {"vocabulary": options.vocabulary, "frame_rate": int(options.fps)}
     known = {name: value for name, value in given.items() if name in option_names(kind) and value is not None}
     return list(load_split(kind(options.dataset, **known), "test", options.clips, fps=options.fps))

@@ -115,7 +115,7 @@ def held_out_rows(options: argparse.Namespace, processor: Any) -> list[dict[str,
     """
     kind, size = find_source(options.dataset), processor.video_processor.size["height"]
     given = {"world": options.world, "kinds": "narrate=1", "frame_size": size}
-    # DoomWorld has a frame rate of its own, and tells what every frame shows.
+    # DoomWorld clips are recorded at the rate that the model reads, and use all frames.
     given |= {"vocabulary": options.vocabulary, "frame_rate": int(options.fps)}
     known = {name: value for name, value in given.items() if name in option_names(kind) and value is not None}
     rows = list(load_split(kind(options.dataset, **known), "test", options.clips, fps=options.fps))
