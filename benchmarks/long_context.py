@@ -5,12 +5,13 @@ How well does a model narrate and answer late in a stream? Stream long clips, an
 
 ```bash
 python benchmarks/long_context.py --world tiny --seconds 100 --clips 8 --out outputs/long    # embedded checkpoint
-python benchmarks/long_context.py --checkpoint routed --full twin --world hard --seconds 500 --max-frames 120
+python benchmarks/long_context.py --checkpoint routed --full twin --world hard --seconds 500 --memory last
 ```
 
 The model streams each clip routed and at full compute, and remembers everything or the last `--max-frames` frames.
 Full compute is the same checkpoint with every keep ratio 1, or a second checkpoint (`--full`). A cell is event F1 with
-95% intervals over clips (bootstrap), and answer accuracy. A second run with the same folder continues.
+95% intervals over clips (bootstrap), and answer accuracy. A second run with the same folder continues. `--memory last`
+leaves out the streams that remember everything: a model has only so many positions.
 
 The second table tells why a model falls silent. It reads the first `--seconds-read` seconds with the true history, so
 its own silence cannot cause more silence. A cell is the mean probability of speaking at events, and at silent frames.
@@ -55,6 +56,8 @@ from videollm_mod.train.teacher_forcing import evaluate_metric
 # What is counted of a clip between two frames: events told, told rightly, and true; questions, and right answers.
 COUNTS = ("right", "told", "true", "answers_right", "asked")
 Counts = list[list[float]]
+# What streams remember: everything, or the last `--max-frames` frames.
+MEMORIES = ("all", "last")
 
 
 def main() -> None:
@@ -104,10 +107,13 @@ def parse() -> argparse.Namespace:
         default=[20, 50, 100, 200, 500, 1000],
         help="ends of intervals before the clips' end",
     )
+    parser.add_argument(
+        "--memory", nargs="+", choices=MEMORIES, default=list(MEMORIES), help="remember all, or evict all but the last"
+    )
     parser.add_argument("--max-frames", type=int, default=20, help="frames to remember with eviction")
     parser.add_argument("--sink-frames", type=int, default=2, help="first frames that are never evicted")
     parser.add_argument("--max-text-tokens", type=int, default=128, help="text tokens to remember with eviction")
-    parser.add_argument("--seconds-read", type=float, default=60.0, help="seconds to read with the true history")
+    parser.add_argument("--seconds-read", type=float, default=60.0, help="seconds to read with the true history, or 0")
     parser.add_argument("--rope-theta", type=float, nargs="+", default=[], help="other bases of the rotary embedding")
     parser.add_argument("--out", type=Path, help="folder for long_context.json, .md and .png")
     return parser.parse_args()
@@ -133,13 +139,17 @@ def variants(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any],
     """Yield the name of each variant, its options of [`load`], and the limits of its memory."""
     evicting = {"max_frames": options.max_frames, "sink_frames": options.sink_frames}
     evicting["max_text_tokens"] = options.max_text_tokens
+    limits = {"all": ("remembers all", {"max_frames": None}), "last": (f"last {options.max_frames} frames", evicting)}
     for name in ("routed", "full compute"):
-        yield f"{name}, remembers all", {"full": name != "routed"}, {"max_frames": None}
-        yield f"{name}, last {options.max_frames} frames", {"full": name != "routed"}, evicting
+        for memory in options.memory:
+            told, limit = limits[memory]
+            yield f"{name}, {told}", {"full": name != "routed"}, limit
 
 
 def readers(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each model that reads the true history, and its options of [`load`]."""
+    if options.seconds_read <= 0:
+        return
     for name in ("routed", "full compute"):
         yield name, {"full": name != "routed"}
     for theta in options.rope_theta:
@@ -216,7 +226,7 @@ def read_results(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def options_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that change results, as JSON stores them."""
-    names = set(vars(options)) - {"out", "clips", "rope_theta"}
+    names = set(vars(options)) - {"out", "clips", "rope_theta", "memory"}
     return {name: getattr(options, name) for name in sorted(names)}
 
 

@@ -163,5 +163,10 @@ def test_long_context_of_a_checkpoint(tmp_path):
     found["streamed"]["routed, remembers all"][0] = [[9, 9, 9, 0, 0], [0, 9, 9, 0, 0]]
     path.write_text(json.dumps(found))
     assert "| routed, remembers all | 1.00 (1.00" in run_main(long_context.main, *options).stdout
+    only_last = [*options[:-1], tmp_path / "last", "--memory", "last", "--seconds-read", 0]
+    run_main(long_context.main, *only_last)
+    last = json.loads((tmp_path / "last" / "long_context.json").read_text())
+    assert set(last["streamed"]) == {f"{name}, last 5 frames" for name in names} and last["read"] == {}
+    assert all(last["streamed"][name] == found["streamed"][name] for name in last["streamed"])
     refused = run_main(long_context.main, *options, "--max-frames", 6)
     assert refused.returncode == 1 and "was measured with other options" in refused.stderr
