@@ -96,9 +96,9 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text)
 
 
-def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON, as [`write_text`] does."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def save_figure(figure: Any, path: str | Path) -> None:

@@ -53,8 +53,7 @@ from videollm_mod.train.streaming_evaluation import (
 from videollm_mod.train.teacher_forcing import evaluate_metric
 
 
-# What is counted of a clip between two frames: events told, told rightly, and true; questions, and right answers.
-COUNTS = ("right", "told", "true", "answers_right", "asked")
+# What is counted of a clip in each interval of frames: events told rightly, told, and true; right answers, questions.
 Counts = list[list[float]]
 # What streams remember: everything, or the last `--max-frames` frames.
 MEMORIES = ("all", "last")
@@ -170,7 +169,7 @@ def load(
 
 
 def count(row: dict[str, Any], events: Sequence[Any], edges: Sequence[int], fps: float) -> Counts:
-    """Return [`COUNTS`] of a streamed clip for each interval of frames."""
+    """Return [`Counts`] of a streamed clip for the intervals between edges."""
     told = [{"time": event.time, "text": event.text} for event in spoken_unasked(events)]
     true, answers = unasked_replies(row, fps=fps), list(answered_questions(row, events, fps=fps))
     metric, accuracy, found = evaluate_metric("stream_events"), evaluate_metric("answer_accuracy"), []

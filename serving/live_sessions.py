@@ -56,7 +56,6 @@ class LiveSessions:
         self.is_draining = self._was_behind = False
         self._by_id: dict[str, LiveSession] = {}
         self._by_secret: dict[str, LiveSession] = {}
-        self._by_stream: dict[EngineStream, LiveSession] = {}
         self._threads = ThreadPoolExecutor(max_workers=engine.max_streams + 4, thread_name_prefix="session")
         self._telling = threading.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -79,7 +79,8 @@ def load_checkpoint(
 
     Args:
         name (`str`): A folder or a Hub id. Its code is run.
-        weights, options: See [`load_model`].
+        weights (`str`, *optional*): See [`quantization`].
+        options: See [`load_model`].
         revision (`str`, *optional*): Branch, tag or commit of a Hub checkpoint.
 
     Raises:
@@ -148,7 +149,7 @@ def _naming(part: str) -> Iterator[None]:
         raise ValueError(f"{part}: {str(error).strip() or type(error).__name__}") from error
 
 
-def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
+def load_model(name: str, **options: Any) -> Any:
     """
     Load a model in evaluation mode, on the GPU if there is one.
 
@@ -156,14 +157,13 @@ def load_model(name: str, *, weights: str | None = None, **options: Any) -> Any:
 
     Args:
         name (`str`): A folder or a Hub id. Its code is run.
-        weights (`str`, *optional*): See [`quantization`].
         options: Options of `AutoModel.from_pretrained`, such as `revision`, or fields of the configuration.
 
     Raises:
         `OSError`: If there is no such checkpoint.
         `ValueError`: If weights of the model are missing from the checkpoint, or have other shapes.
     """
-    return _placed(_load(name, **quantization(weights), **options))
+    return _placed(_load(name, **options))
 
 
 def _load(name: str, **options: Any) -> Any:

@@ -236,22 +236,18 @@ def _join_pixels(rows: Sequence[_Pixels], *, packing: bool) -> torch.Tensor:
     return joined
 
 
-def normalize_pixels(
-    batch: dict[str, Any], processor: Any, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> dict[str, Any]:
+def normalize_pixels(batch: dict[str, Any], processor: Any, *, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """
     Return a batch of [`StreamCollator`] with normalised pixels, which the model reads.
 
     Args:
         batch (`dict`): The batch. One with frame features, or with normalised pixels, stays as it is.
         processor ([`VideoLLMMoDProcessor`]): Normalises frames.
-        device (`torch.device`, *optional*): Where to do so. Default: where the pixels are.
         dtype (`torch.dtype`, *optional*): Dtype of the result, such as the vision encoder's. Default: float32.
     """
     pixels = batch.get("pixel_values_videos")
     if pixels is None or pixels.dtype != torch.uint8:
         return batch
-    pixels = pixels.to(device)
     normalized = torch.empty(pixels.shape, dtype=dtype or torch.float32, device=pixels.device)
     # In parts: the library's float32 copies of a long video would not fit.
     for part, place in zip(

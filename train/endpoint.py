@@ -65,7 +65,7 @@ class Endpoint:
         self._refused: set[str] = set()
         self._client = OpenAI(base_url=self.base_url, api_key=key, max_retries=max_retries, timeout=timeout)
 
-    def complete(
+    def reply(
         self,
         messages: Sequence[dict[str, Any]],
         *,
@@ -73,9 +73,9 @@ class Endpoint:
         temperature: float = 0.0,
         top_p: float | None = None,
         seed: int | None = None,
-    ) -> str:
+    ) -> Reply:
         """
-        Return the model's reply to a conversation.
+        Return the model's reply to a conversation, and whether it was cut.
 
         Args:
             messages (sequence of `dict`): Messages with `role` and `content`.
@@ -89,19 +89,6 @@ class Endpoint:
             [`NoReplyError`]: If this request fails after all retries.
             [`EndpointError`]: If the endpoint cannot be reached, or if the address, the key or the model is wrong.
         """
-        options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        return self.reply(messages, **options).text
-
-    def reply(
-        self,
-        messages: Sequence[dict[str, Any]],
-        *,
-        max_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> Reply:
-        """Return the model's reply to a conversation, and whether it was cut (see [`complete`])."""
         request = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
         given = {"temperature": temperature, "top_p": top_p, "seed": seed}
         request |= {name: value for name, value in given.items() if value is not None}

@@ -86,15 +86,13 @@ class EndpointJudge:
             found.append(answers.get(re.sub(r"\W", "", text).lower()))
         return found
 
-    def grade_dialogues(
-        self, items: Sequence[tuple[str, str]], *, num_repeats: int = 3
-    ) -> list[dict[str, float | None]]:
+    def grade_dialogues(self, items: Sequence[tuple[str, str]]) -> list[dict[str, float | None]]:
         """
-        Grade dialogues as ProAssist does: correctness, promptness, efficiency and overall, each from 1 to 5.
+        Grade dialogues as ProAssist does: correctness, promptness, efficiency and overall, each from 1 to 5. Each is
+        graded three times, by sampling.
 
         Args:
             items (sequence of pairs of `str`): The true dialogue, and the model's.
-            num_repeats (`int`, *optional*, defaults to 3): How often each is graded, by sampling.
 
         Returns:
             `list[dict]`: For each pair and aspect the mean grade, or `None` if no reply has a grade.
@@ -104,7 +102,7 @@ class EndpointJudge:
             prompt = _DIALOGUE_PROMPT.format(reference=reference, generated=generated)
             # Sampled as that code does. The seed tells the repeats apart.
             sampling = {"temperature": 0.5, "top_p": 0.95}
-            replies = [self._ask(_DIALOGUE_SYSTEM, prompt, seed=seed, **sampling) for seed in range(num_repeats)]
+            replies = [self._ask(_DIALOGUE_SYSTEM, prompt, seed=seed, **sampling) for seed in range(3)]
             grades = [_read_grades(reply) for reply in replies]
             given = {name: [each[name] for each in grades if name in each] for name in ASPECTS}
             found.append({name: sum(values) / len(values) if values else None for name, values in given.items()})

@@ -161,9 +161,7 @@ def available_scores(names: Sequence[str] = SCORES) -> tuple[str, ...]:
     return tuple(found for name in names for found in (name, *more[name]))
 
 
-def score_bleu(
-    predictions: Sequence[str], references: Sequence[str], *, tokenize: Callable[[str], list[str]] = split_words
-) -> list[float]:
+def score_bleu(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
     """
     Return BLEU-1 to BLEU-4 of a corpus by sacrebleu: numbers of n-grams are summed over all captions.
 
@@ -172,9 +170,8 @@ def score_bleu(
     Args:
         predictions (sequence of `str`): A caption for each item.
         references (sequence of `str`): The true caption of each item.
-        tokenize (`Callable`, *optional*): Returns the words of a text.
     """
-    said, true = ([" ".join(tokenize(text)) for text in texts] for texts in (predictions, references))
+    said, true = ([" ".join(split_words(text)) for text in texts] for texts in (predictions, references))
     if not said:
         return [0.0] * _MAX_N
     options = {"tokenize": "none", "smooth_method": "floor", "smooth_value": _NO_MATCH, "force": True}

@@ -29,9 +29,9 @@ def sentences(count: int) -> Iterator[str]:
                 yield from (message["content"] for message in make_dialogue(clip, kind, wording)[0])
 
 
-def make_up(seed: int, frames: int = 24) -> Clip:
+def make_up(seed: int) -> Clip:
     """Return a clip with random sights and events, and black pictures."""
-    rng = np.random.default_rng((seed, 7))
+    rng, frames = np.random.default_rng((seed, 7)), 24
     sights = tuple(tuple(_sight(rng, number) for number in range(int(rng.integers(4)))) for _ in range(frames))
     events = tuple(_event(rng, index / FPS) for index in range(1, frames) if rng.random() < 0.5)
     pictures, masks = np.zeros((frames, 8, 8, 3), np.uint8), np.zeros((frames, 8, 8), np.uint8)

@@ -24,7 +24,6 @@ def streamworld_dataset(
     kinds: dict[str, float] | None = None,
     world: World | None = None,
     size: int = 96,
-    slide_frames: int = SLIDE_FRAMES,
     questions_per_minute: float | None = None,
 ) -> Dataset:
     """
@@ -44,7 +43,6 @@ def streamworld_dataset(
         world ([`World`], *optional*): What clips may show. The default is `WORLDS["ood"]` for the split "ood" and
             `WORLDS["full"]` for the others.
         size (`int`, *optional*, defaults to 96): Width and height of the pictures.
-        slide_frames (`int`, *optional*, defaults to 12): Number of frames in a slide show.
         questions_per_minute (`float`, *optional*): How often the user asks (see [`make_dialogue`]).
 
     Raises:
@@ -58,14 +56,12 @@ def streamworld_dataset(
     ends = [*list(SPLITS.values())[1:], SEEDS_END]
     begin, end = SPLITS[split], ends[list(SPLITS).index(split)]
     # Every row has as many seeds as a slide show needs, so the kinds do not change which rows share a clip: none do.
-    if not 0 <= begin + first_clip * slide_frames <= end - num_clips * slide_frames:
-        raise ValueError(f"The split {split!r} has {(end - begin) // slide_frames} rows.")
-    first = begin + first_clip * slide_frames
-    seeds = range(first, first + num_clips * slide_frames, slide_frames)
+    if not 0 <= begin + first_clip * SLIDE_FRAMES <= end - num_clips * SLIDE_FRAMES:
+        raise ValueError(f"The split {split!r} has {(end - begin) // SLIDE_FRAMES} rows.")
+    first = begin + first_clip * SLIDE_FRAMES
+    seeds = range(first, first + num_clips * SLIDE_FRAMES, SLIDE_FRAMES)
     world = world or WORLDS["ood" if split == "ood" else "full"]
-    return Dataset.from_dict({"seed": seeds}).with_transform(
-        _RowMaker(kinds, world, size, slide_frames, questions_per_minute)
-    )
+    return Dataset.from_dict({"seed": seeds}).with_transform(_RowMaker(kinds, world, size, questions_per_minute))
 
 
 class _RowMaker:
@@ -76,11 +72,10 @@ class _RowMaker:
         kinds: dict[str, float],
         world: World,
         size: int,
-        slide_frames: int,
         questions_per_minute: float | None = None,
     ) -> None:
         self.kinds, self.weights = list(kinds), np.array(list(kinds.values())) / sum(kinds.values())
-        self.world, self.size, self.slide_frames = world, size, slide_frames
+        self.world, self.size = world, size
         self.questions_per_minute = questions_per_minute
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -91,7 +86,7 @@ class _RowMaker:
         """Make one row."""
         kind = self.kinds[np.random.default_rng((seed, 4)).choice(len(self.kinds), p=self.weights)]
         if kind == "describe":
-            slides = make_slides(seed, self.world, self.slide_frames)
+            slides = make_slides(seed, self.world)
             messages = describe([clip.description(time) for clip, time in slides])
             video = np.stack([clip.draw(time, self.size) for clip, time in slides])
             covered = covered_patches(slides)
@@ -112,9 +107,9 @@ def covered_patches(frames: list[tuple[Any, float]]) -> list[list[int]]:
     return [np.flatnonzero(clip.covered(time)).tolist() for clip, time in frames]
 
 
-def make_slides(seed: int, world: World, count: int = SLIDE_FRAMES) -> list[tuple[Clip, float]]:
+def make_slides(seed: int, world: World) -> list[tuple[Clip, float]]:
     """Make clips from consecutive seeds and choose the time of one frame in each."""
-    clips = [make_clip(seed + index, world) for index in range(count)]
+    clips = [make_clip(seed + index, world) for index in range(SLIDE_FRAMES)]
     return [(clip, float(np.random.default_rng((clip.seed, 5)).choice(_telling_times(clip)))) for clip in clips]
 
 
