@@ -3,6 +3,7 @@
 """Lay out one step of several streams in a single row, and give the model a cache for it."""
 
 import copy
+import copyreg
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -427,7 +428,18 @@ def set_packed_attention(language_model: Any) -> None:
     masks = AttentionMaskInterface()
     if base in masks:
         AttentionMaskInterface.register(PREFIX + base, masks[base])
+    # A process that loads a pickled model may not know the name.
+    copyreg.pickle(type(language_model.config), _reduce_unpacked)
     language_model.config._attn_implementation = PREFIX + base
+
+
+def _reduce_unpacked(config: Any) -> tuple[Any, ...]:
+    """Reduce a configuration for `pickle` and `copy`, with the attention that it named before an engine used it."""
+    new, arguments, state, *rest = config.__reduce_ex__(2)
+    name = config._attn_implementation
+    if name is not None and name.startswith(PREFIX):
+        state = {key: name.removeprefix(PREFIX) if value == name else value for key, value in state.items()}
+    return new, arguments, state, *rest
 
 
 __all__ = [

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed rows: the plan of a step, its numbers on the device, and each stream as if alone."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from accelerate import dispatch_model
@@ -111,6 +114,25 @@ def test_rows_that_are_not_packed_do_not_change(text, implementation):
         after = [model(input_ids=ids, frame_features=features, attention_mask=m).logits for m in (None, mask)]
     assert model.config.text_config._attn_implementation == f"packed_{implementation}"
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_grouped", [False, True])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_that_an_engine_uses_can_be_pickled_for_another_process(duplicate, is_grouped):
+    """Only processes with an engine know the engine's attention."""
+    model = tiny_model()
+    text = model.model.language_model
+    if is_grouped:
+        use_grouped_attention(text)
+    StreamingEngine(model, tiny_processor(), page_size=16, max_frames=12, max_text_tokens=160)
+    twin, name = duplicate(model), "grouped_sdpa" if is_grouped else "sdpa"
+    assert (
+        twin.config.text_config._attn_implementation == twin.model.language_model.config._attn_implementation == name
+    )
+    assert text.config._attn_implementation == f"packed_{name}", "the engine goes on"
+    ids, features = dialogue_ids(model.config, [2]), random_features(model.config, 2)
+    assert torch.equal(*(x(input_ids=ids, frame_features=features).logits for x in (model, twin)))
 
 
 def streams_alone_and_packed(model, page_size=16):
