@@ -30,7 +30,8 @@ from typing import Any
 
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("videollm_mod.train.sft", "videollm_mod.train.encode", "videollm_mod.train.evaluation")
+# What `sft.py` imports, and what `encode.py` and `evaluation.py` import when they have read their options.
+MODULES = ("videollm_mod.train.sft", "videollm_mod.train.encoding", "videollm_mod.train.tasks.command")
 MODULES += ("accelerate.commands.utils", "torch.distributed.run", "matplotlib.figure")
 ENDED: list[list[str]] = []  # has a program's command line when it ran to its end
 NOTE = "PRELOADED_NUMBER"  # names a file for the number of a program's process
