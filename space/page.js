@@ -1,7 +1,8 @@
 // The browser's part: play the video, open the camera, and tell the server at each tick what to watch.
 () => {
   const MOST = 16; // Camera frames that wait for the next tick. Older ones are dropped and counted.
-  const page = { frames: [], dropped: 0, jump: null, url: null, capture: null, started: 0, turn: 0 };
+  const SILENCE = 5000; // Milliseconds without a tick after which the page asks whether the server is still there.
+  const page = { frames: [], dropped: 0, jump: null, url: null, capture: null, started: 0, turn: 0, ticked: 0 };
   window.page = page;
   const stage = () => document.querySelector("#stage");
   const player = () => document.querySelector("#player");
@@ -39,6 +40,17 @@
     video.load();
     stage().classList.remove("playing");
   };
+
+  // When the server cannot be reached, Gradio ends its ticks and tells nothing of ours. It loads the page again later.
+  setInterval(async () => {
+    if (!(page.url || page.capture) || performance.now() - page.ticked < SILENCE) return;
+    page.ticked = performance.now();
+    const options = { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(6 * SILENCE) };
+    const answer = await fetch(location.href, options).catch(() => null);
+    if (answer?.ok || !(page.url || page.capture)) return;
+    page.stop();
+    say("The server cannot be reached. Nothing is watched, and the camera is off.");
+  }, 1000);
 
   // The server reads a file itself. Each tick tells it how far the browser has played.
   page.play = (url) => {
@@ -192,6 +204,7 @@
   // Return what a tick sends: camera frames, how many were dropped, the second being played, and the second of a jump.
   page.collect = () => {
     const { frames, dropped, jump } = page;
+    page.ticked = performance.now();
     page.frames = [];
     page.dropped = 0;
     const video = player();

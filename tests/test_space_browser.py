@@ -174,6 +174,20 @@ def test_a_lost_seat_switches_the_camera_off(visit, site):
     expect(page.get_by_text("Play a sample, choose a video, or start the camera.")).to_be_visible()
 
 
+@pytest.mark.parametrize("button", ["camera", "streamworld"])
+def test_a_server_that_cannot_be_reached_ends_the_camera_and_the_file(visit, button):
+    page = visit()
+    page.evaluate(KEEP_TRACKS)
+    page.click(f"#{button}")
+    expect(page.locator("#chat")).to_contain_text("Please narrate", timeout=SOON)
+    page.wait_for_timeout(6000)
+    assert page.evaluate("() => page.url !== null || page.capture !== null"), "the server is still there"
+    page.context.set_offline(True)
+    expect(page.locator("#notice")).to_contain_text("The server cannot be reached.", timeout=SOON)
+    assert page.evaluate("() => (window.tracks || []).every((it) => it.readyState === 'ended')")
+    assert page.evaluate("() => !document.querySelector('#player').src && !page.url && !page.capture")
+
+
 def test_pause_seek_and_restart(visit):
     page = visit()
     page.click("#streamworld")
