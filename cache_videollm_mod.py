@@ -226,7 +226,7 @@ class RoutedStaticLayer(PositionsMixin, VideoLLMMoDStaticLayer):
     def record_positions(self, positions: torch.Tensor, begin: int | torch.Tensor) -> None:
         """Write the positions (batch, new) of the next entries, counted from `begin`."""
         self._allocate_positions(positions)
-        slots = torch.arange(positions.shape[1], device=positions.device) + self.get_seq_length()
+        slots = torch.arange(positions.shape[1], device=positions.device) + self.cumulative_length.to(positions.device)
         self.positions.index_copy_(1, slots, positions + begin)
 
     def replace_positions(self, positions: torch.Tensor) -> None:

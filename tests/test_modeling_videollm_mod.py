@@ -499,6 +499,9 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
         model.evict_tokens(outputs.cache, [TokenRun(5), TokenRun(10, 1, stays=False), later])
         outputs = model(input_ids=ids[:, :1], cache=outputs.cache)
         assert outputs.logits.device == torch.device("cuda", 1)
+        static = model.new_cache(max_lengths=[64] * 4)
+        for given in (inputs, {"input_ids": ids[:, :1]}, {"input_ids": ids[:, :2]}):
+            assert model(**given, cache=static).logits.device == torch.device("cuda", 1)
         assert model(**inputs, attention_mask=torch.ones_like(ids), use_cache=True).logits.shape[1] == ids.shape[1]
         for options in ({}, {"logits_to_keep": 1}):
             assert model(**inputs, **options, labels=ids).loss.device == torch.device("cuda", 1)
