@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -43,7 +43,7 @@ MAX_SUMMARY_TOKENS = 300
 KEY_FRAME_SIDE, STRIP_SIDE, QUALITY = 480, 160, 80
 # Frames of the timeline, and key frames of a video about which nothing was said.
 NUM_STRIP, NUM_SILENT = 8, 8
-# Seconds between two key frames from which on seeking is faster than decoding what lies between.
+# Seconds between two key frames of a page from which on seeking may be faster than decoding what lies between.
 SEEK_FROM = 5
 HERE = Path(__file__).parent
 
@@ -308,40 +308,32 @@ def pictures_at(
     try:
         with VideoReader(video, timeout=timeout) as reader:
             # A broadcast by HTTP is known when it is open, and shows other frames now.
-            for group in () if reader.is_live else _groups(times):
-                found += _read_group(reader, group, side)
+            due = [] if reader.is_live else [Fraction(time).limit_denominator(1_000_000) for time in times]
+            while due:
+                found += _read_on(reader, due, side)
     except (OSError, ValueError):
         # The report without these frames is better than none.
         pass
     return found + [None] * (len(times) - len(found))
 
 
-def _groups(times: Iterable[float]) -> Iterator[list[Fraction]]:
-    """Split times where seeking is faster than decoding on."""
-    group: list[Fraction] = []
-    for time in times:
-        exact = Fraction(time).limit_denominator(1_000_000)
-        if group and exact - group[-1] >= SEEK_FROM:
-            yield group
-            group = []
-        group.append(exact)
-    if group:
-        yield group
-
-
-def _read_group(reader: Any, times: Sequence[Fraction], side: int) -> Iterator[Picture]:
-    """Yield the frame on screen at each of the times, which lie near each other."""
-    due, shown = list(times), None
-    with closing(reader.frames(float(times[0]))) as frames:
+def _read_on(reader: Any, due: list[Fraction], side: int) -> Iterator[Picture]:
+    """Take times from `due` and yield the frames on screen then, up to a gap over which seeking is faster."""
+    shown, seek_from = None, Fraction(SEEK_FROM)
+    with closing(reader.frames(float(due[0]))) as frames:
         for time, _, frame in frames:
-            while due and due[0] < time:
+            if shown is None:
+                # The next seek, too, may land that far before its time. In some files all lead to the beginning.
+                seek_from = max(seek_from, due[0] - time)
+            while due[0] < time:
                 yield _to_picture(reader.picture(frame if shown is None else shown), side)
-                due.pop(0)
-            if not due:
-                return
+                last = due.pop(0)
+                if not due or due[0] - last >= seek_from:
+                    return
             shown = frame
-    for _ in due:
+    while due:
         yield _to_picture(reader.picture(shown), side)
+        due.pop(0)
 
 
 def _to_picture(pixels: Any, side: int) -> Picture:

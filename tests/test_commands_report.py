@@ -33,7 +33,7 @@ from videollm_mod.commands.report import (
     with_notes,
 )
 from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT
-from videollm_mod.video_reading_videollm_mod import read_video
+from videollm_mod.video_reading_videollm_mod import VideoReader, read_video
 
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +150,26 @@ def test_pictures_are_those_on_screen_after_any_gap():
         assert is_same(np.asarray(Image.open(io.BytesIO(picture.jpeg))), frame_at(NASA, time)), time
     small = pictures_at(NASA, [1.0], side=100)[0]
     assert (small.width, small.height) == (100, 56)
+
+
+@pytest.mark.parametrize(
+    ("ending", "options"), [("apng", {"codec": "apng", "pix_fmt": "rgb24"}), ("mp4", {"g": "100"})]
+)
+def test_a_file_in_which_every_seek_leads_to_the_beginning_is_decoded_in_order(monkeypatch, tmp_path, ending, options):
+    pictures = np.broadcast_to(np.arange(0, 240, 6, np.uint8)[:, None, None, None], (40, 32, 32, 3))
+    path = write_clip(tmp_path / f"clip.{ending}", np.ascontiguousarray(pictures), fps=1, **options)
+    decoded, frames_of = [], VideoReader.frames
+
+    def frames(reader, start=0.0):
+        for found in frames_of(reader, start):
+            decoded.append(found[0])
+            yield found
+
+    monkeypatch.setattr(VideoReader, "frames", frames)
+    pictures = pictures_at(path, times := range(2, 40, 6), side=480)
+    shown = [np.asarray(Image.open(io.BytesIO(picture.jpeg))).mean() for picture in pictures]
+    assert shown == pytest.approx([6 * time for time in times], abs=2.5)
+    assert len(decoded) < 50, "the clip has 40 frames"
 
 
 def test_pictures_are_upright(tmp_path):
