@@ -1,11 +1,11 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """
-A Python that has already imported the libraries, for tests that start several processes.
+A Python that has already imported the libraries, for tests that start processes.
 
 [`preloaded_python`] takes the place of `sys.executable`. Each program is a process of its own, with its own arguments,
-environment, folder and output, but it is a copy of one that imported what training needs: it saves 9 s of CPU. What
-libraries read from the environment while they are imported is that of the test process.
+environment, folder and output, but it is a copy of one that imported what training and the command line need: it saves
+5 s to 9 s of CPU. What libraries read from the environment while they are imported is that of the test process.
 
 Tests that use it are one group of pytest-xdist, so that one process imports for all of them.
 """
@@ -24,15 +24,16 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 
 ROOT = Path(__file__).parents[1]
-# What `sft.py` imports, and what `encode.py` and `evaluation.py` import when they have read their options.
+# What `sft.py` imports, and what `encode.py`, `evaluation.py` and `serve` import when they have read their options.
 MODULES = ("videollm_mod.train.sft", "videollm_mod.train.encoding", "videollm_mod.train.tasks.command")
-MODULES += ("accelerate.commands.utils", "torch.distributed.run", "matplotlib.figure")
+MODULES += ("accelerate.commands.utils", "torch.distributed.run", "matplotlib.figure", "videollm_mod.serving.server")
 ENDED: list[list[str]] = []  # has a program's command line when it ran to its end
 NOTE = "PRELOADED_NUMBER"  # names a file for the number of a program's process
 
@@ -81,15 +82,29 @@ def launch(config: str, *command: Any, processes: int = 2) -> subprocess.Complet
     )
 
 
-def start(script: str, *arguments: Any, **options: Any) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a script to be killed. Returns a process that ends as it does, and the number of its own process."""
+class Program(subprocess.Popen):
+    """A process that ends as a program does, and hands it all signals. `number` is that of the program's process."""
+
+    number = 0
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal to the program, if it has not ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.number, sig)
+
+
+def start(script: str, *arguments: Any, environment: dict[str, str] | None = None, **options: Any) -> Program:
+    """Start a script that signals will reach. The options are those of `Popen`."""
     with tempfile.TemporaryDirectory() as folder:
         note, command = Path(folder) / "number", [preloaded_python(), script, *map(str, arguments)]
-        waiting = subprocess.Popen(command, cwd=ROOT, env={**os.environ, NOTE: str(note)}, **options)
+        given = {**os.environ, **(environment or {}), NOTE: str(note)}
+        program = Program(command, cwd=ROOT, env=given, **options)
         while not (note.exists() and note.read_text()):
-            assert waiting.poll() is None, f"{script} does not start"
+            assert program.poll() is None, f"{script} does not start"
             time.sleep(0.005)
-        return waiting, int(note.read_text())
+        program.number = int(note.read_text())
+        return program
 
 
 def ask(address: str, arguments: list[str]) -> None:
@@ -147,6 +162,11 @@ def keep(connection: socket.socket) -> list[str]:
         os.environ.clear()
         os.environ.update(wanted["environment"])
         os.chdir(wanted["folder"])
+        # As in a new process. Tests that run in the background ignore signals, and a child inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        tempfile.tempdir = None
         if (note := os.environ.pop(NOTE, None)) is not None:
             Path(note).write_text(str(os.getpid()))
         return wanted["arguments"]

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the command line as a user does: as a program, with its output and its exit code."""
 
-import functools
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import typer
 from hub import Hub, commit_hash
+from preloaded import start
 from programs import run_command, run_main
 from tiny import copy_embedded, embedded_files, random_frames, write_clip
 from transformers import AutoConfig, LlamaConfig, SmolVLMConfig, TextStreamer
@@ -143,18 +143,11 @@ def test_narrate_writes_files(tmp_path):
     assert [round(time, 1) for time, _ in read_video(outputs["mp4"], fps=1)] == [float(t) for t in range(9)]
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_ctrl_c_keeps_the_narration_so_far(tmp_path):
     """A live source always ends so. At this frame rate the clip would take minutes."""
-    command = [sys.executable, str(ROOT / "cli.py"), "narrate", str(NASA), "--fps", "300"]
-    running = subprocess.Popen(
-        [*command, "--srt", str(tmp_path / "out.srt")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Tests that run in the background ignore SIGINT, and a child inherits that.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = start("cli.py", "narrate", NASA, "--fps", 300, "--srt", tmp_path / "out.srt", **pipes)
     try:
         assert "Note:" in next(line for line in running.stderr if "Note:" in line)
         time.sleep(3)

@@ -21,6 +21,7 @@ import av
 import numpy as np
 import pytest
 from broadcast import FPS, broadcast, encode, free_udp_port, headers, http_server, paced, rtsp_server
+from preloaded import start
 from scripted import BrightnessSession, write_brightness
 from tiny import random_frames, tiny_model, tiny_processor
 from typer.testing import CliRunner
@@ -463,23 +464,11 @@ def test_waiting_for_a_source_ends_with_the_reader():
 # -------------------------------------------------------------------------------------------------------------- Ctrl+C
 
 
-def heed_signals():
-    """Tests that run in the background ignore signals, and a child inherits that."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 @contextmanager
 def command(*arguments):
     """Run the command line; Ctrl+C must end it long before its time limit for the source."""
-    running = subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), *map(str, arguments), "--timeout", "600"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = start("cli.py", *arguments, "--timeout", 600, **pipes)
     try:
         yield running
     finally:
@@ -491,6 +480,7 @@ def press_ctrl_c(running, number=signal.SIGINT):
     return running.communicate(timeout=60)
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_ctrl_c_while_a_source_opens():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/camera"
@@ -498,6 +488,7 @@ def test_ctrl_c_while_a_source_opens():
             assert press_ctrl_c(running) == ("", "stopped\n") and running.returncode == 130
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_ctrl_c_while_a_named_pipe_is_silent(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with command("ask", tmp_path / "pipe", "What?") as running:
@@ -530,6 +521,7 @@ def stalling_server():
         gone.set()
 
 
+@pytest.mark.xdist_group("preloaded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_while_a_source_stalls_writes_the_narration(tmp_path, number):
     out = tmp_path / "out.jsonl"
@@ -546,7 +538,9 @@ def test_a_terminal_that_closes_keeps_the_narration(tmp_path):
     out, (ours, theirs) = tmp_path / "out.jsonl", os.openpty()
 
     def begin():
-        heed_signals()
+        # Tests that run in the background ignore signals, and a child inherits that.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     with stalling_server() as (url, _):
@@ -571,6 +565,7 @@ def test_a_terminal_that_closes_keeps_the_narration(tmp_path):
     assert json.loads(out.read_text().splitlines()[0])["role"] == "user"
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_ctrl_c_while_a_source_stalls_asks_the_question():
     with stalling_server() as (url, sent), command("ask", url, "What?", "--json") as running:
         assert sent.wait(120)
@@ -580,6 +575,7 @@ def test_ctrl_c_while_a_source_stalls_asks_the_question():
     assert json.loads(printed)["question"] == "What?"
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_a_narration_goes_on_when_the_sender_restarts():
     """The first sender's clock is near an hour, the second's at 0. No frame is invented for the difference."""
     port, restarts = free_udp_port(), threading.Event()

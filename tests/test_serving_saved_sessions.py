@@ -65,6 +65,7 @@ def small(state):
     return partial(running, tiny_model(), tiny_processor(), state_dir=state, engine_options=TINY, max_output_tokens=8)
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_a_session_of_a_stopped_process_goes_on_in_another(state):
     frames = embedded()[2]
     process, address = start(0, "--state-dir", str(state))
@@ -104,6 +105,7 @@ def test_a_session_of_a_stopped_process_goes_on_in_another(state):
     assert said(before + after) == narration()
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_a_client_that_is_away_loses_nothing_when_the_server_is_restarted(tmp_path):
     """The server was told nothing about saving. The client hears what was said meanwhile, and what waited."""
     frames = embedded()[2]

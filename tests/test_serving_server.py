@@ -4,23 +4,21 @@
 
 import asyncio
 import json
-import os
 import re
 import resource
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import zlib
-from functools import partial
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from engines import embedded
+from preloaded import start as start_program
 from programs import run_command
 from serving_server import ROOMY, connect, frame_event, narration, picture, running, send, until
 from tiny import tiny_model, tiny_processor
@@ -364,22 +362,18 @@ def test_a_large_event_ends_the_connection(strict):
 
 def start(port, *options, temporary=None):
     """Start the command, and return it when it is ready, with its address. It saves sessions if told where."""
-    command = [sys.executable, str(ROOT / "cli.py"), "serve", "--port", str(port), "--max-streams", "2"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    if temporary is not None:
-        environment["TMPDIR"] = str(temporary)
-    elif "--state-dir" not in options:
-        options = ("--no-state-dir", *options)
-    command += ["--max-frames", "24", *options]
-    # Tests that run in the background ignore SIGINT, and a child inherits that.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heeds)
+    given = ("--port", port, "--max-streams", 2, "--max-frames", 24, *options)
+    if temporary is None and "--state-dir" not in options:
+        given += ("--no-state-dir",)
+    environment = {} if temporary is None else {"TMPDIR": str(temporary)}
+    process = start_program("cli.py", "serve", *given, environment=environment, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if found := re.search(r"http://(\S+) \(ok\)", line):
             return process, found[1]
     raise AssertionError(f"the command ended with {process.wait()}")
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_clients_of_a_killed_server_get_an_error_and_it_starts_again():
     """Ctrl+C ends the second one, while a client is connected."""
     process, address = start(0)

@@ -87,6 +87,7 @@ def show(door, numbers):
     return heard
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_sessions_of_a_killed_server_go_on_from_their_last_save(state, tmp_path):
     """Its folder is moved away after the saves, so that it cannot save what comes then. Clients send that again."""
     frames, kept, path = embedded()[2], tmp_path / "kept", "v1/streaming/sessions"

@@ -3,9 +3,7 @@
 """Encoding before training: features match their encoder, files are complete, and none is written twice."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import time
 from functools import partial
@@ -134,11 +132,11 @@ def test_a_killed_run_continues(tmp_path):
     options = {"dataset": "streamworld", "world": "tiny", "num_clips": 40, "frame_size": 32}
     options |= {"checkpoint": tmp_path / "model", "output_dir": tmp_path / "out"}
     given = [part for name, value in options.items() for part in (f"--{name}", value)]
-    running, number = start("train/encode.py", *given, stderr=subprocess.DEVNULL)
+    running = start("train/encode.py", *given, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not list((tmp_path / "out").glob("*.safetensors")) and time.monotonic() < until and running.poll() is None:
         time.sleep(0.005)
-    os.kill(number, signal.SIGKILL)
+    running.kill()
     assert running.wait() == -9
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.safetensors")}
     assert 0 < len(before) < 40 and not (tmp_path / "out" / "train.jsonl").exists()

@@ -7,13 +7,12 @@ import lzma
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from functools import partial
 
 import pytest
 from endpoints import scripted_endpoint
+from preloaded import start
 from programs import ROOT, run_main, run_training
 from tiny import random_frames, write_clip
 
@@ -329,16 +328,14 @@ def test_failures_of_the_endpoint_are_counted_and_asked_for_again(source, tmp_pa
         assert len(asked) == 14 and len(rows_of(tmp_path)) == 9
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_an_interrupted_run_does_not_wait_for_the_endpoint(source, tmp_path):
     """A request is sent again for up to 12 minutes."""
     never = threading.Event()
     with scripted_endpoint(write_well, lambda _: str(never.wait(300))) as (url, asked):
-        command = [sys.executable, "train/data/generate.py", "--dataset", source, "--out", tmp_path]
-        command += ["--endpoint", url, "--endpoint_model", "small", "--concurrency", 2]
-        # Tests that run in the background ignore SIGINT, and a child inherits that.
-        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        given = {"cwd": ROOT, "preexec_fn": heeding, "stderr": subprocess.PIPE, "text": True}
-        running = subprocess.Popen(list(map(str, command)), **given)
+        given = ("--dataset", source, "--out", tmp_path, "--endpoint", url, "--endpoint_model", "small")
+        program = ("train/data/generate.py", *given, "--concurrency", 2)
+        running = start(*program, stderr=subprocess.PIPE, text=True)
         while len(asked) < 3 and running.poll() is None:
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)

@@ -372,19 +372,19 @@ def evaluation_of(text):
 def kill_in_a_checkpoint(folder, *arguments, after):
     """Start a run, kill it while it writes a checkpoint after step `after`, and return the checkpoint."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    running, number = start("train/sft.py", *arguments, "--output_dir", folder, **pipes)
+    running = start("train/sft.py", *arguments, "--output_dir", folder, **pipes)
     seen = set()
     while running.poll() is None:
         for path in folder.glob("checkpoint-*"):
             if path in seen or int(path.name.split("-")[1]) <= after:
                 continue
             # Stop the run first, so that no file appears between this check and the kill.
-            os.kill(number, signal.SIGSTOP)
+            running.send_signal(signal.SIGSTOP)
             if (path / "trainer_state.json").exists():
                 seen.add(path)
-                os.kill(number, signal.SIGCONT)
+                running.send_signal(signal.SIGCONT)
                 continue
-            os.kill(number, signal.SIGKILL)
+            running.kill()
             running.communicate()
             return path
         time.sleep(0.0005)
