@@ -101,6 +101,9 @@ def report(*arguments):
     return CliRunner().invoke(cli.app, ["report", *map(str, arguments)])
 
 
+one_process = pytest.mark.xdist_group("reports")  # for the tests of the same reports
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """Reports of the sample in the three formats, by suffix."""
@@ -112,6 +115,7 @@ def reports(tmp_path_factory):
     return {path.suffix: path.read_text(encoding="utf-8") for path in paths}
 
 
+@one_process
 def test_the_formats_tell_the_same_story(reports):
     told = json.loads(reports[".json"])
     assert [[moment["time"], moment["text"]] for moment in told["moments"]] == STORY
@@ -127,6 +131,7 @@ def test_the_formats_tell_the_same_story(reports):
     assert told["summary"] in reports[".html"]
 
 
+@one_process
 def test_a_page_shows_the_frames_at_which_things_were_said(reports):
     pictures = [decode(moment["image"]["src"]) for moment in Page(reports[".html"]).moments]
     for index, (time, _) in enumerate(STORY):
@@ -134,6 +139,7 @@ def test_a_page_shows_the_frames_at_which_things_were_said(reports):
         assert index == 0 or not np.array_equal(pictures[index], pictures[index - 1])
 
 
+@one_process
 def test_a_page_needs_nothing_else_and_allows_no_other_script(reports):
     tags = Page(reports[".html"]).tags
     links = [attrs[name] for _, attrs in tags for name in ("src", "href") if name in attrs]

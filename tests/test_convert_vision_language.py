@@ -69,7 +69,10 @@ def run_source(kind, theirs, processor, frames):
     return inputs, embeddings, logits
 
 
-@pytest.fixture(scope="module", params=SOURCES)
+# One process converts a source for all its tests.
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(f"converted {name}")) for name in SOURCES]
+)
 def converted(request, tmp_path_factory):
     """Return the model type, the source and its processor, and ours and its processor."""
     folder = tmp_path_factory.mktemp("converted")

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "samples" / "streamworld.mp4"
 QUESTION = "How many things do you see?"
 
+pytestmark = pytest.mark.xdist_group("generic server")  # one process loads and serves the checkpoint
+
 
 @pytest.fixture(scope="module")
 def ask():

@@ -24,6 +24,8 @@ RECORDINGS = ("pipecat", "pipecat_speech", "livekit", "livekit_speech")
 OPTIONS = {"max_streams": 2, "max_frames": 24, "max_text_tokens": 256, "page_size": 32}
 SERVER_EVENT = TypeAdapter(Annotated[get_args(RealtimeServerEvent)[0], Field(discriminator="type")])
 
+pytestmark = pytest.mark.xdist_group("recordings")  # one process sends them
+
 
 def recording(name):
     """Return the address of a recording, and its messages."""

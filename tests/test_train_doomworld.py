@@ -27,6 +27,7 @@ from videollm_mod.train.new_model import new_tokenizer
 
 
 pytest.importorskip("vizdoom", reason="DoomWorld needs vizdoom, which is not installed")
+pytestmark = pytest.mark.xdist_group("doomworld")  # one process plays the clips
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,9 @@ from videollm_mod.train.new_model import choose_parts
 from videollm_mod.train.sft_arguments import ModelArguments, ScriptArguments, StreamingSFTConfig
 
 
+pytestmark = pytest.mark.xdist_group("dry run")  # one process makes the workplace
+
+
 @pytest.mark.parametrize(
     ("tuned", "checkpointing", "routing"),
     [
