@@ -77,7 +77,6 @@ def sound(tmp_path_factory):
         yield Sound(folder, files, load(files[WEIGHTS]))
         logging.enable_progress_bar()
         logging.set_verbosity_warning()
-    gc.unfreeze()
 
 
 # ---------------------------------------------------------------------------------------------------------- faults
