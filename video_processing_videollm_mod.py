@@ -52,15 +52,10 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             if self.longest_edge is not None:
                 image = self._scale(image, *_with_longest_edge(height, width, self.longest_edge), **kwargs)
             return self._scale(image, size.height, size.width, **kwargs)
-        if self.fit == "crop":
-            covers_by_height = size.height * width >= size.width * height
-            fit = (size.height, int(size.height * width / height))
-            fit = fit if covers_by_height else (int(size.width * height / width), size.width)
-        else:
-            # Whole numbers, because 384 / 588 * 588 is less than 384. A very narrow frame keeps at least one pixel.
-            fills_height = size.height * width <= size.width * height
-            fit = (size.height, max(1, size.height * width // height))
-            fit = fit if fills_height else (max(1, size.width * height // width), size.width)
+        # Whole numbers, because 384 / 588 * 588 is less than 384. A very narrow frame keeps at least one pixel.
+        by_height = size.height, max(1, size.height * width // height)
+        by_width = max(1, size.width * height // width), size.width
+        fit = min(by_height, by_width) if self.fit == "pad" else max(by_height, by_width)
         return self.center_crop(self._scale(image, *fit, **kwargs), size)
 
     def _scale(self, image: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
