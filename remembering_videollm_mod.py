@@ -91,27 +91,21 @@ class StreamMemory:
         # must, so that the cache moves once in a while and not at each frame.
         frames_due = 1 + self.max_frames // 8 if self.num_frames == self.max_frames else 0
         text_due = self._excess_text(num_new_text)
-        evictable = self._evictable_text() if text_due else 0
-        self.is_crowded, text_due = text_due > evictable > 0, min(text_due, evictable)
-        gone, num_seen = set(), 0
+        old, num_seen, gone = [], 0, set()
         for index, piece in enumerate(self.pieces if frames_due or text_due else ()):
             is_old = not piece.is_beginning and (num_seen >= self.sink_frames or piece.is_replaced)
             num_seen += piece.is_frame
-            if is_old and ((piece.is_frame and frames_due > 0) or (text_due > 0 and num_seen < self.num_frames)):
+            if is_old:
+                old.append((index, piece, num_seen < self.num_frames))
+        # Texts that stay may exceed the limit by themselves. No frame goes for them.
+        evictable = sum(piece.length for _, piece, has_frame_after in old if has_frame_after and not piece.is_frame)
+        self.is_crowded, text_due = text_due > evictable > 0, min(text_due, evictable)
+        for index, piece, has_frame_after in old:
+            if (piece.is_frame and frames_due > 0) or (text_due > 0 and has_frame_after):
                 gone.add(index)
                 frames_due -= piece.is_frame
                 text_due -= 0 if piece.is_frame else piece.length
         return gone
-
-    def _evictable_text(self) -> int:
-        """Return the number of text tokens that may go. If all others exceed the limit, no frame goes for them."""
-        total = num_seen = 0
-        for piece in self.pieces:
-            is_free = piece.is_replaced or self.sink_frames <= num_seen
-            may_go = not piece.is_frame and not piece.is_beginning and is_free and num_seen < self.num_frames
-            total += piece.length if may_go else 0
-            num_seen += piece.is_frame
-        return total
 
     def _excess_text(self, num_new_text: int) -> float:
         """Return by how much text must shrink: to seven eighths of the limit once it is exceeded."""
