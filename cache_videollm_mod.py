@@ -106,20 +106,14 @@ class VideoLLMMoDDynamicLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add entries (batch, heads, new, dim), and return all in the dtype of the new ones."""
-        if self.capacity is not None:
+        if self.capacity is None:
+            stored = (states.to(self.stored_dtype or states.dtype) for states in (key_states, value_states))
+            super().update(*stored, *args, **kwargs)
+        else:
             length, new = self.get_seq_length(), key_states.shape[2]
             self.make_room(new, key_states, value_states)
             self.resize(length + new)
             self.keys[:, :, length:], self.values[:, :, length:] = key_states, value_states
-            return self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
-        if self.stored_dtype is None:
-            return super().update(key_states, value_states, *args, **kwargs)
-        new = key_states.to(self.stored_dtype), value_states.to(self.stored_dtype)
-        if self.get_seq_length() == 0:
-            self.lazy_initialization(*new)
-            self.keys, self.values = new
-        else:
-            super().update(*new, *args, **kwargs)
         return self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
 
     def reset(self) -> None:
