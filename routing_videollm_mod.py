@@ -671,15 +671,14 @@ class LayerMasks:
         return plan.fill(values.flatten()[plan.stand_in]).view(self.layout.batch_size, length)
 
 
-def check_on_device(found: torch.Tensor, expected: torch.Tensor | list[int], message: str) -> None:
+def check_on_device(found: torch.Tensor, expected: list[int], message: str) -> None:
     """Raise an error unless `found` is as expected. On a GPU it is raised there, without waiting for the device."""
     if torch.compiler.is_compiling() or found.device.type == "meta":
         return
     if found.device.type == "cpu":
-        wanted = expected.tolist() if isinstance(expected, torch.Tensor) else expected
-        if found.tolist() != wanted:
+        if found.tolist() != expected:
             raise ValueError(f"{message}; found {found.tolist()}.")
         return
-    parts = list(zip(found, expected, strict=True)) if isinstance(expected, list) else [(found, expected)]
+    is_expected = [count == wanted for count, wanted in zip(found, expected, strict=True)]
     # The device accepts messages of up to 255 bytes.
-    torch._assert_async(torch.stack([part == want for part, want in parts]).all(), message[:250])
+    torch._assert_async(torch.stack(is_expected).all(), message[:250])
