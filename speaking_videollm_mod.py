@@ -100,11 +100,8 @@ def _first_tokens(tokenizer: Any, answer: str) -> set[int]:
 
 class Policy:
     """
-    Decides at which frames a session speaks without being asked. This one follows the interval rule.
-
-    Args:
-        every (`float`, *optional*): Seconds; see [`StreamingSession`].
-        threshold (`float`, *optional*): The policy's threshold.
+    Decides at which frames a session speaks without being asked. This one follows the interval rule. `every` (seconds)
+    and `threshold` are the options `every` and `speak_threshold` of [`StreamingSession`].
     """
 
     name = "learned"
@@ -201,14 +198,7 @@ def _pool(features: torch.Tensor) -> torch.Tensor:
 
 def new_policy(speak: Any, every: float | None, threshold: float | None, learned: str) -> Policy:
     """
-    Return the policy of a session; see [`StreamingSession`] for its options.
-
-    Args:
-        speak (`str` or `Callable`, *optional*): Defaults to `learned`, or if that is `"learned"` and `every` is given,
-            to `"every"`.
-        every (`float`, *optional*): Seconds.
-        threshold (`float`, *optional*): Its `speak_threshold`.
-        learned (`str`): The configuration's policy.
+    Return the policy of a session; see [`StreamingSession`] for its options. `learned` is the configuration's policy.
 
     Raises:
         `ValueError`: If the name is unknown, or an option is out of range or not one of the policy's.
@@ -311,10 +301,8 @@ class Draft:
 
     def end(self, *, is_complete: bool) -> bool:
         """
-        End the reply, remove the tokens that are not shown, and return whether it is shown at all.
-
-        Args:
-            is_complete (`bool`): Whether the model has ended it.
+        End the reply, which `is_complete` if the model has ended it. Remove the tokens that are not shown, and return
+        whether it is shown at all.
         """
         if self.no_repeat or self.max_words:
             text = self._decode()
@@ -371,10 +359,6 @@ class Speaking:
     """
     When a session speaks without being asked, and which of these replies it shows. See [`StreamingSession`] for the
     options.
-
-    Args:
-        policy ([`Policy`]): Chooses the frames.
-        prompt, no_repeat, max_words, min_silence: Options of the session.
 
     Attributes:
         last_reply (`float`, *optional*): Time of the last reply that was shown.
