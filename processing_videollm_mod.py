@@ -6,7 +6,7 @@ import math
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from itertools import accumulate, groupby, islice
 from pathlib import Path
@@ -592,25 +592,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """Open a video to read its frames at their own times; see [`VideoReader`] for the options and errors."""
         return VideoReader(video, **options)
 
-    def new_report(self) -> ReadingReport:
-        """Return an empty [`ReadingReport`], to pass to a reader and to read at the end."""
-        return ReadingReport()
-
-    def read_video(
-        self,
-        video: Any,
-        *,
-        fps: float = 2.0,
-        start: float = 0.0,
-        end: float | None = None,
-        timeout: float | None = 10.0,
-        reconnect: bool | None = None,
-        report: ReadingReport | None = None,
-        stop: Event | None = None,
-    ) -> Iterator[tuple[float, Any]]:
-        """Play a video at a frame rate; see [`read_video`]."""
-        options = {"timeout": timeout, "reconnect": reconnect, "report": report, "stop": stop}
-        return read_video(video, fps=fps, start=start, end=end, **options)
+    # For code that has loaded a checkpoint, and cannot import from its files.
+    new_report = staticmethod(ReadingReport)
+    read_video = staticmethod(read_video)
+    sample_every = staticmethod(sample_every)
 
     def read_ahead(
         self,
@@ -638,10 +623,6 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         small = ((time, self.resize_frames(frame, device)[0].permute(1, 2, 0).cpu()) for time, frame in frames)
         ahead = read_ahead(small, most, is_live=not is_complete(video), goes_on=goes_on(video), stop=stop, **behind)
         return keep_up(ahead, session, fps=fps, on_slow=on_slow) if session is not None and goes_on(video) else ahead
-
-    def sample_every(self, camera: Iterable[Any], seconds: float) -> Iterator[tuple[float, Any]]:
-        """Yield the newest frame of a live source every `seconds`, with its time: see [`sample_every`]."""
-        return sample_every(camera, seconds)
 
     def set_frame_size(self, frame_size: int, num_tokens: int) -> None:
         """Make frames of this side in pixels and number of tokens; [`set_frame_size`] of the model calls it."""
