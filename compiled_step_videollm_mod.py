@@ -131,12 +131,7 @@ def _encode(model: Any, pixel_values: torch.Tensor) -> list[torch.Tensor]:
 
 
 class CompiledModel:
-    """
-    The compiled functions of one model, which its sessions share.
-
-    Args:
-        device (`torch.device`): Where the model is. On CUDA its functions are replayed as CUDA graphs.
-    """
+    """The compiled functions of one model, which its sessions share. On CUDA they are replayed as CUDA graphs."""
 
     def __init__(self, device: torch.device) -> None:
         is_cuda = device.type == "cuda"

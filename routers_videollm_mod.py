@@ -36,10 +36,6 @@ class VideoLLMMoDRouter(nn.Module):
 
     Weights of modules that set `starts_at_zero` are initialised to 0 if the gate of a score of 0 is 1, as it is with
     `"tanh"`, `"straight_through"` and `"none"`: kept tokens are first updated as without routing.
-
-    Args:
-        config ([`VideoLLMMoDConfig`]): The model's configuration.
-        layer (`int`): Index of the routed layer.
     """
 
     learns = is_pointwise = compares_frames = False

@@ -303,8 +303,6 @@ class LayerRouting:
     Runs the decoder layers of one forward pass, the routed ones on kept and text tokens only.
 
     Args:
-        config ([`VideoLLMMoDConfig`]): The model's configuration.
-        layout ([`FrameLayout`]): Where the frames lie.
         masks ([`LayerMasks`]): Attention masks, with the key/value cache.
         num_seen (`int` or `torch.Tensor`): Number of tokens in the cache.
         position_ids (`torch.LongTensor` of shape `(batch or 1, sequence)`): Positions of the full sequences.
@@ -581,8 +579,6 @@ class LayerMasks:
     Attention masks of one forward pass. Layers that keep the same number of tokens share a mask.
 
     Args:
-        text_config (`PreTrainedConfig`): Configuration of the language model.
-        layout ([`FrameLayout`]): Layout of the batch.
         attention_mask (`torch.Tensor` of shape `(batch, seen + sequence)`, *optional*): 0 at padding.
         cache (`Cache`, *optional*): The key/value cache. If it has `needs_masks = False`, masks are `None`.
         seq_idx (`torch.Tensor` of shape `(batch, sequence)`, *optional*): Index of each token's dialogue.
