@@ -674,10 +674,8 @@ class StreamingSession:
 
     def _probe(self, probe: Probe) -> Work:
         """Ask a question, read the probability of its answers, and remove it from the cache again."""
-        unfed = self._unfed_ids, self._unfed_turns
-        self._unfed_turns = [*self._unfed_turns, {"role": "user", "content": probe.question}]
-        asked = self._take_unfed("assistant")
-        self._unfed_ids, self._unfed_turns = unfed
+        turns = [*self._unfed_turns, {"role": "user", "content": probe.question}]
+        asked = self._unfed_ids + self._encode_turns(turns, "assistant", 0.0, self.num_frames + 1)
         seen = yield StreamStep(asked, [len(asked) - 1])
         self.cache.crop(-len(asked), num_frames=0)
         probe.read(seen.logits[0])
