@@ -333,10 +333,10 @@ class VideoLLMMoDGenerationMixin:
     def _static_lengths(self, model_kwargs: dict[str, Any], batch_size: int, max_length: int) -> list[int]:
         """Return the most entries that each layer can hold, given the prompt's frames."""
         frames = model_kwargs.get("frame_features", model_kwargs.get("pixel_values_videos"))
-        num_frames, num_tokens = model_kwargs.get("num_frames"), self.config.frame_num_tokens
+        num_frames = model_kwargs.get("num_frames")
         fewest = frames.shape[1] if frames is not None and batch_size == 1 else 0
         fewest = fewest if num_frames is None else int(min(num_frames))
-        return [max_length - fewest * (num_tokens - min(k, num_tokens)) for k in self.config.layer_keep_counts]
+        return [max_length - fewest * (self.config.frame_num_tokens - k) for k in self.config.layer_keep_counts]
 
 
 def _put_first(row: torch.Tensor, count: int) -> torch.Tensor:

@@ -600,8 +600,7 @@ class LayerMasks:
         if not getattr(self.cache, "needs_masks", True):
             return None
         window, home = self._window(layer, inputs.shape[1]), self.layout.rank.device
-        count = min(keep_count, self.layout.num_tokens)
-        at_home, here = (count, window, home), (count, window, inputs.device)
+        at_home, here = (keep_count, window, home), (keep_count, window, inputs.device)
         if at_home not in self._masks and getattr(self.cache, "is_grouped", False):
             self._masks[at_home] = self.cache.grouped_mask(layer, inputs, window, self.text_config)
         elif at_home not in self._masks:

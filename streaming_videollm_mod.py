@@ -516,7 +516,7 @@ class StreamingSession:
             text = self.max_frames * frame_tokens // 8 if self.max_text_tokens is None else self.max_text_tokens
             text += self.max_frames * self.processor.frame_text_tokens + self.max_new_tokens + 256
             for layer, count in zip(cache.layers, model.config.layer_keep_counts, strict=True):
-                layer.capacity = self.max_frames * min(count, frame_tokens) + text
+                layer.capacity = self.max_frames * count + text
         # With layers on several devices, masks are moved between them, and only those of the library survive that.
         on_one_device = len(set((getattr(model, "hf_device_map", None) or {}).values())) < 2
         cache.is_grouped = on_one_device and use_grouped_attention(model.base_model.language_model)
