@@ -272,10 +272,9 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         self, *, max_lengths: Sequence[int] | None = None, offloading: bool = False, dtype: torch.dtype | None = None
     ) -> VideoLLMMoDCache:
         """Return an empty key/value cache for this model's layers; see [`VideoLLMMoDCache`]."""
-        num_tokens, counts = self.config.frame_num_tokens, enumerate(self.config.layer_keep_counts)
-        routed = {layer: num_tokens - count for layer, count in counts if count < num_tokens}
-        layers = self.config.text_config.num_hidden_layers
-        return VideoLLMMoDCache(layers, routed, max_lengths=max_lengths, offloading=offloading, dtype=dtype)
+        num_tokens, counts = self.config.frame_num_tokens, self.config.layer_keep_counts
+        skipped = {layer: num_tokens - count for layer, count in enumerate(counts)}
+        return VideoLLMMoDCache(len(counts), skipped, max_lengths=max_lengths, offloading=offloading, dtype=dtype)
 
     def evict_tokens(self, cache: VideoLLMMoDCache, runs: Sequence[TokenRun]) -> None:
         """
