@@ -84,7 +84,7 @@ class DataSet:
         try:
             import datasets
         except ImportError:
-            raise ImportError("A data set needs `datasets`: `pip install 'videollm-mod[train]'`.") from None
+            raise ImportError('A data set needs `datasets`: `pip install -e ".[train]"` in the checkout.') from None
         found = _ADDRESS.fullmatch(source)
         if source.startswith(HUB) and found is None:
             raise ValueError(f"'{source}' names no data set: write {HUB}OWNER/NAME.")

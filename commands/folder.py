@@ -239,7 +239,7 @@ def check_ray(out: Path | None) -> None:
     if out is None:
         raise ValueError("--ray writes Parquet files: choose a folder for them with --out.")
     if find_spec("ray") is None:
-        raise ImportError("--ray needs Ray: `pip install 'videollm-mod[ray]'`.")
+        raise ImportError('--ray needs Ray: run `pip install -e ".[ray]"` in the checkout.')
 
 
 def measure(videos: Sequence[Video]) -> None:

@@ -209,7 +209,7 @@ def check_installed() -> None:
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"`serve` needs {error.name}: `pip install 'videollm-mod[serve]'`.") from None
+        raise ImportError(f'`serve` needs {error.name}: run `pip install -e ".[serve]"` in the checkout.') from None
 
 
 def name_of(model: str) -> str:

@@ -199,6 +199,14 @@ def test_commands_of_page_run(page, hub, tmp_path):
             assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
 
 
+def test_nothing_is_installed_by_a_name_that_is_not_published():
+    """No registry has this project yet, so its extras are installed from the checkout."""
+    sources = [path for folder in (ROOT, *map(ROOT.joinpath, FOLDERS)) for path in folder.glob("*.py")]
+    sources += [path for folder in ("train", "convert") for path in (ROOT / folder).glob("*/**/*.py")]
+    for path in {*PAGES, *sources, ROOT / "CHANGELOG.md"}:
+        assert not re.search(r"pip install [^`\n]*videollm-mod", path.read_text(encoding="utf-8")), path
+
+
 def test_the_readme_is_short():
     text = README.split("\n---\n", 1)[1]
     assert README.startswith("---\n") and len(text.splitlines()) < 200

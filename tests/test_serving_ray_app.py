@@ -19,7 +19,7 @@ import pytest
 
 if os.environ.get("TEST_RAY") != "1":
     pytest.skip("`make test-ray` runs these tests: Ray takes half a minute to start", allow_module_level=True)
-pytest.importorskip("ray", reason="needs Ray: pip install 'videollm-mod[ray]'")
+pytest.importorskip("ray", reason='needs Ray: pip install -e ".[ray]"')
 
 import httpx  # noqa: E402
 import ray  # noqa: E402

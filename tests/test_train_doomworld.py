@@ -256,7 +256,7 @@ def test_bad_data_sets_are_refused(options, message):
 def test_without_vizdoom_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
     source = find_source("doomworld")("doomworld")
-    with pytest.raises(SystemExit, match=r'pip install "videollm-mod\[doom\]"'):
+    with pytest.raises(SystemExit, match=r'pip install -e "\.\[doom\]"'):
         load_split(source, "train", 1)
 
 

@@ -207,7 +207,7 @@ def test_what_is_missing_is_one_line(program: Path, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     forget_package()
     assert "meteor_1.5" not in available_scores()
-    with pytest.raises(ImportError, match=r'pip install "videollm-mod\[meteor\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[meteor\]"'):
         score_captions(["a"], [["a"]], names=["meteor_1.5"])
 
 

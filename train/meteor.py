@@ -50,7 +50,7 @@ def find_program() -> str | None:
     The program is a jar with a table of paraphrases. The package pycocoevalcap brings both.
     """
     if not _has_module("pycocoevalcap.meteor.meteor"):
-        return 'METEOR 1.5 needs the package pycocoevalcap: pip install "videollm-mod[meteor]".'
+        return 'METEOR 1.5 needs the package pycocoevalcap: run `pip install -e ".[meteor]"` in the checkout.'
     if shutil.which("java") is None:
         return "METEOR 1.5 is a Java program, and there is no `java` on the path: install a Java runtime."
     return None

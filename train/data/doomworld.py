@@ -7,7 +7,7 @@ The pictures are three-dimensional and egocentric. The game knows what each pixe
 and its times are exact. A clip follows from its split, its seed and its length.
 
 ```bash
-pip install "videollm-mod[doom]"
+pip install -e ".[doom]"
 python train/data/doomworld.py out --split validation --num_clips 20     # mp4 files and timed messages
 python train/sft.py --dataset doomworld --kinds narrate=2,ask=1 ...    # or train without writing it
 ```

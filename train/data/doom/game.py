@@ -331,7 +331,7 @@ def find_vizdoom() -> Any:
     try:
         import vizdoom
     except ImportError:
-        raise ImportError('DoomWorld needs ViZDoom. Run: pip install "videollm-mod[doom]"') from None
+        raise ImportError('DoomWorld needs ViZDoom: run `pip install -e ".[doom]"` in the checkout.') from None
     return vizdoom
 
 
