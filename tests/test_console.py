@@ -3,6 +3,9 @@
 """What programs print: counts, costs and the model's words."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from videollm_mod.console import counted, describe_entries, describe_saving, quiet, visible
@@ -19,6 +22,9 @@ from videollm_mod.mistakes import one_line_errors
 from videollm_mod.train import evaluation
 from videollm_mod.train.arguments import run
 from videollm_mod.train.data.sources import DataSource
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_number_and_its_word_agree():
@@ -96,3 +102,20 @@ def test_each_stage_of_training_evaluation_and_conversion_draws_one_bar(tmp_path
     converted = run_main(convert.main, tmp_path / "theirs", tmp_path / "ours", program="convert")
     # A line says what it loads. Files on the disk take seconds.
     assert converted.returncode == 0 and bars == [] and "loading " in converted.stderr
+
+
+def test_a_script_without_the_training_packages_names_their_extra(tmp_path):
+    """Its imports fail before `main` begins."""
+    refuse = "import sys\nsys.modules |= dict.fromkeys(('datasets', 'pysubs2', 'trl'))\n"
+    (tmp_path / "sitecustomize.py").write_text(refuse)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    for script, missing in (("sft.py", "trl"), ("data/subtitles.py", "pysubs2"), ("data/streamworld.py", "datasets")):
+        done = subprocess.run(
+            [sys.executable, ROOT / "train" / script, "--help"],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        [line] = done.stderr.splitlines()
+        assert done.returncode == 1 and line.startswith("error: ") and missing in line
+        assert line.endswith('`pip install -e ".[train]"` in the checkout installs what training and conversion need.')

@@ -1,3 +1,23 @@
 # Copyright 2026 The VideoLLM-MoD contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Training on streaming dialogues."""
+
+import sys
+from pathlib import Path
+from types import TracebackType
+
+
+def _name_extra(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print which package of the extra `train` is missing as one line. Other errors keep their traceback."""
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "").startswith("videollm_mod"):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    from videollm_mod.space.checkpoint_faults import in_one_line
+
+    sys.stderr.write(f"error: {in_one_line(error)}\n")
+
+
+# A script of this folder imports libraries before its `main` can report anything. Other programs are left alone.
+_program = getattr(sys.modules["__main__"], "__file__", None)
+if _program is not None and Path(_program).resolve().is_relative_to(Path(__file__).resolve().parent):
+    sys.excepthook = _name_extra

@@ -15,8 +15,7 @@ python train/sft.py --dataset doomworld --kinds narrate=2,ask=1 ...    # or trai
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from datasets import Dataset
+from typing import TYPE_CHECKING
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.command_line import CommandLineParser
@@ -29,6 +28,11 @@ from videollm_mod.train.data.doom.things import VOCABULARIES
 from videollm_mod.train.data.sources import DataSource
 from videollm_mod.train.data.streamworld import parse_seconds, parse_weights
 from videollm_mod.train.data.world.dialogues import KINDS
+
+
+# Imported before this project, a missing package would end in a traceback (see `train/__init__.py`).
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -74,7 +78,7 @@ class DoomWorld(DataSource):
         """Seconds of the longest clip, or of a slide show."""
         return max(self.limits[1], SLIDE_FRAMES / self.frame_rate)
 
-    def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
+    def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> "Dataset":
         """Return rows of a split (see [`doomworld_dataset`])."""
         find_vizdoom()
         return doomworld_dataset(

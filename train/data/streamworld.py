@@ -13,9 +13,7 @@ python train/sft.py --dataset streamworld --world tiny --kinds narrate=2,ask=1 .
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, ClassVar
 
 from videollm_mod.mistakes import one_line_errors
 from videollm_mod.space.command_line import CommandLineParser
@@ -25,6 +23,11 @@ from videollm_mod.train.data.world.dialogues import KINDS
 from videollm_mod.train.data.world.events import make_clip
 from videollm_mod.train.data.world.files import write_card, write_sample, write_split
 from videollm_mod.train.data.world.rows import SLIDE_FRAMES, streamworld_dataset
+
+
+# Imported before this project, a missing package would end in a traceback (see `train/__init__.py`).
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -76,7 +79,7 @@ class StreamWorld(DataSource):
         world = WORLDS["ood" if split == "ood" else self.world]
         return max(world.seconds[1] if self.limits is None else self.limits[1], SLIDE_FRAMES * STEP)
 
-    def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> Dataset:
+    def load(self, split: str, *, num_clips: int, first_clip: int = 0) -> "Dataset":
         """Return rows of a split (see [`streamworld_dataset`])."""
         world = WORLDS["ood" if split == "ood" else self.world]
         return streamworld_dataset(
