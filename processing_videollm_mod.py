@@ -40,6 +40,7 @@ DEFAULT_SYSTEM_PROMPT = (
 ROLES = ("system", "user", "assistant", "stream")
 Message = dict[str, Any]
 _Spans = list[tuple[int, int]]
+_Part = tuple[int, dict[str, Any]]  # a video or image in a message, with the message's index
 _LABEL_IGNORED = -100
 _MOST_FRAMES = 100_000  # of a stream message: templates repeat no more
 _PIXELS_TOGETHER = 1 << 21  # resized at once: about a frame of 1920 x 1080
@@ -167,6 +168,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         text: str | list[str] | None = None,
         frame_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
         fps: float = 2.0,
+        num_frames: int | None = None,
         start: float | Sequence[float] = 0.0,
         end: float | Sequence[float | None] | None = None,
         add_generation_prompt: bool = False,
@@ -181,13 +183,15 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Args:
             messages (`list[dict]` or `list[list[dict]]`, *optional*): A dialogue or several. The system prompt is
                 added if it is missing. Without stream messages and times, all frames come before the first message.
+                Content is a text, or a list of parts as in [`~VideoLLMMoDProcessor.apply_chat_template`].
             videos (video or list of videos, *optional*): One per dialogue: a file or URL, of which `fps` frames per
                 second are read, or frames, which are used as they are.
-            text (`str` or `list[str]`, *optional*): Rendered text in place of `messages`. Special tokens in it count,
-                so never put in text that others wrote.
+            text (`str` or `list[str]`, *optional*): Rendered text in place of `messages`, with one frame token for a
+                video or all of them. Special tokens in it count, so never put in text that others wrote.
             frame_features (`torch.Tensor` of shape `(frames, features, width)`, *optional*): Output of the
                 model's `encode_frames` in place of `videos`; a list of them for a batch.
             fps (`float`, *optional*, defaults to 2.0): Frames per second to read, and to place timed messages at.
+            num_frames (`int`, *optional*): Most frames of a video file: fewer a second are read.
             start, end (`float` or `list[float]`, *optional*): Seconds between which to read each dialogue's video.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "Assistant:".
             return_labels (`bool`, *optional*, defaults to `False`): Whether to return `labels`.
@@ -206,11 +210,14 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if (messages is None) == (text is None):
             raise ValueError("Give exactly one of `messages` and `text`.")
         dialogues, is_batch = _as_batch(messages) if text is None else _as_batch(text, is_text=True)
+        pairs = [(rendered, None) for rendered in dialogues] if text is not None else map(_take_part, dialogues)
+        dialogues, parts = zip(*pairs, strict=True)
         fps = check_fps(fps)
-        per_dialogue = {"videos": videos, "frame_features": frame_features, "start": start, "end": end}
-        videos, features, starts, ends = (
-            _spread(values, is_batch, len(dialogues), name) for name, values in per_dialogue.items()
-        )
+        given = {"videos": videos, "frame_features": frame_features, "start": start, "end": end}
+        spread = (_spread(values, is_batch, len(dialogues), name) for name, values in given.items())
+        videos, features, starts, ends = spread
+        videos = list(map(_choose_video, parts, videos, features))
+        fps = fps if num_frames is None else self._rate_for(num_frames, videos, fps)
         starts = [check_seconds("start", start, least=0) for start in starts]
         ends = [None if end is None else check_seconds("end", end, least=0) for end in ends]
         pixels = [self._frames(*values, fps) for values in zip(videos, starts, ends, strict=True)]
@@ -218,25 +225,26 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         given = {name: frames for name, frames in given.items() if any(row is not None for row in frames)}
         if len(given) == 2:
             raise ValueError("Give `videos` or `frame_features`, not both.")
-        num_frames = [0 if row is None else len(row) for row in (features if "frame_features" in given else pixels)]
+        counts = [0 if row is None else len(row) for row in (features if "frame_features" in given else pixels)]
         rows = []
-        for index, (dialogue, shown) in enumerate(zip(dialogues, num_frames, strict=True)):
+        for index, (dialogue, shown) in enumerate(zip(dialogues, counts, strict=True)):
             if text is None:
                 dialogue = self._complete(dialogue, shown, fps, starts[index])
                 rows.append(self._tokenize_dialogue(dialogue, add_generation_prompt, return_labels))
             else:
-                rows.append({"input_ids": self._tokenize(check_text("`text`", dialogue))[0]})
+                dialogue = self._expand(check_text("`text`", dialogue), shown, fps, starts[index])
+                rows.append({"input_ids": self._tokenize(dialogue)[0]})
             expected = rows[-1]["input_ids"].count(self.frame_token_id) / self.frame_num_tokens
             if expected != shown:
                 where = f" (row {index})" if is_batch else ""
-                raise ValueError(
-                    f"The dialogue has {expected:g} frames, video {shown}{where}. The `num_frames` of its "
-                    "stream messages must add up to the frames given. Or use timed messages."
-                )
+                hint = "The `num_frames` of its stream messages must add up to that. Or use timed messages."
+                if text is not None:
+                    hint = f"Write {self.frame_token} once for a video, or {self.frame_num_tokens} times for a frame."
+                raise ValueError(f"The dialogue has {expected:g} frames, video {shown}{where}. {hint}")
         data = self._pad(rows, padding, padding_side, return_tensors)
         data.update({name: _pad_frames(frames) for name, frames in given.items()})
-        if any(num_frames):
-            data["num_frames"] = num_frames
+        if any(counts):
+            data["num_frames"] = counts
         return BatchFeature(data)
 
     def to_stream_turns(
@@ -325,26 +333,25 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         Render a dialogue, or several, as the text of a stream.
 
         Args:
-            conversation (`list[dict]` or `list[list[dict]]`): Messages. With `return_dict`, content may also be a list
-                of parts: `{"type": "text", "text": ...}`, and one `{"type": "video", "video": ...}` (or `"path"`
-                or `"url"`), which comes before all messages. An `"image"` is a video of one frame.
+            conversation (`list[dict]` or `list[list[dict]]`): Messages. Content may also be a list of parts:
+                `{"type": "text", "text": ...}`, and one `{"type": "video", "video": ...}` (or `"path"` or `"url"`),
+                which comes before all messages. An `"image"` is a video of one frame. With `tokenize` the video is
+                read. A text has one frame token for it, which `processor(text=..., videos=...)` expands.
             chat_template (`str`, *optional*): A template in place of the processor's.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\nAssistant:".
             add_stream_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "\n[", where frames begin.
             add_stream_generation_prompt, add_stream_query_prompt (`bool`, *optional*, defaults to `False`): Whether to
                 end with "]\nAssistant:", or to begin with "]" before a message; both close an open stream.
             tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids instead of text.
-            return_dict (`bool`, *optional*, defaults to `False`): With `tokenize`, whether to return all inputs of the
-                model, frames included.
-            return_tensors, fps, padding, processor_kwargs (*optional*): With `return_dict`, options of `__call__`.
+            return_dict (`bool`, *optional*, defaults to `False`): With `tokenize`, whether to return all inputs.
+            return_tensors (`str`, *optional*): `"pt"`, or `None` for lists.
+            fps, num_frames, padding, processor_kwargs (*optional*): With `tokenize`, options of `__call__`.
             continue_final_message (`bool`, *optional*, defaults to `False`): `True` raises an error.
-            num_frames (`int`, *optional*): With `return_dict`, most frames of a video file: fewer a second are read.
-            tools, load_audio_from_video (*optional*): Passed by `transformers serve`. Tools raise an error, and sound
-                is never read.
+            tools, load_audio_from_video (*optional*): Of `transformers serve`. Tools are refused. No sound is read.
 
         Raises:
             `ValueError`: If a final message is to be continued, there are tools, a part is of another type, or
-                `return_dict` comes with another template or with `add_stream_...`.
+                `return_dict` or the tokens of a video come with another template or with `add_stream_...`.
             `TypeError`: If there are other options.
         """
         flags = {name: value for name, value in locals().items() if name.startswith("add_")}
@@ -356,23 +363,24 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if tools:
             raise ValueError("`tools` are not supported: the model cannot call functions.")
         dialogues, is_batch = _as_batch(conversation)
-        if tokenize and return_dict:
+        pairs = [_take_part(dialogue) for dialogue in dialogues]
+        padding = padding and (return_dict or return_tensors is not None)
+        if tokenize and (return_dict or any(part for _, part in pairs)):
             given = [name for name in flags if flags[name] and name != "add_generation_prompt"]
             given += ["chat_template"] * (chat_template not in (None, self.chat_template))
             if given:
-                raise ValueError(f"`{given[0]}` needs `return_dict=False`: pass the text to `processor(text=...)`.")
-            pairs = [_take_video(dialogue) for dialogue in dialogues]
-            if num_frames is not None:
-                fps = self._rate_for(num_frames, [video for _, video in pairs], fps)
-            return self(
-                *(map(list, zip(*pairs, strict=True)) if is_batch else pairs[0]),
-                add_generation_prompt=add_generation_prompt,
-                return_tensors=return_tensors,
-                **{"fps": fps, "padding": padding, **(processor_kwargs or {})},
-            )
-        rendered = [self._render(dialogue, chat_template, **flags) for dialogue in dialogues]
-        results = [self._tokenize(text, contents)[0] if tokenize else text for text, contents, _ in rendered]
-        return results if is_batch else results[0]
+                raise ValueError(f"`{given[0]}` needs `tokenize=False`: pass the text to `processor(text=...)`.")
+            options = {"fps": fps, "num_frames": num_frames, "padding": padding, "return_tensors": return_tensors}
+            options |= {"add_generation_prompt": add_generation_prompt, **(processor_kwargs or {})}
+            rows = self(conversation, **options)
+            rows = rows if return_dict else rows["input_ids"]
+        else:
+            rendered = [self._render(dialogue, chat_template, part, **flags) for dialogue, part in pairs]
+            rows = [text for text, _, _ in rendered]
+            if tokenize:
+                rows = [{"input_ids": self._tokenize(text, contents)[0]} for text, contents, _ in rendered]
+                rows = self._pad(rows, padding, None, return_tensors)["input_ids"]
+        return rows if is_batch or not isinstance(rows, list) else rows[0]
 
     def encode_turns(
         self, messages: list[Message], *, stream_open: bool, then: str, time: float = 0.0, index: int = 1
@@ -427,9 +435,14 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         return ids[1:] if context else ids
 
     def _render(
-        self, messages: list[Message], chat_template: str | None = None, **flags: Any
+        self, messages: list[Message], chat_template: str | None = None, part: _Part | None = None, **flags: Any
     ) -> tuple[str, _Spans, _Spans]:
-        """Return a dialogue as text, with the character spans of message contents and of assistant turns."""
+        """Return a dialogue as text, with one frame token for a `part`, and the spans of contents and of replies."""
+        if part is not None:
+            if any("time" in message for message in messages):
+                raise ValueError("Timed messages need the frames that they stand between: set `tokenize=True`.")
+            flags |= {} if any(message.get("num_frames") for message in messages) else {"frame_num_tokens": 1}
+            messages = self._complete(messages, 1, 1.0, 0.0)
         for index, message in enumerate(messages):
             _check_message(message, index)
             if self._needs_times and message["role"] == "stream" and "times" not in message:
@@ -444,9 +457,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
             frame_token=self.frame_token,
-            frame_num_tokens=self.frame_num_tokens,
             frame_token_interval=self.frame_token_interval,
-            **flags,
+            **{"frame_num_tokens": self.frame_num_tokens, **flags},
         )
         # Insert contents after rendering, to know their exact place.
         mark_pattern = re.compile("\ue000(\\d+)\ue001")
@@ -495,6 +507,14 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=split, verbose=False
         )
         return encoded["input_ids"], encoded["offset_mapping"]
+
+    def _expand(self, text: str, num_frames: int, fps: float, start: float) -> str:
+        """Put all frames in place of one frame token. What stands before the first and after the last is there."""
+        if not num_frames or text.count(self.frame_token) != 1:
+            return text
+        [turn] = self._with_times([{"role": "stream", "num_frames": num_frames}], fps, start)
+        shown, token = self._render([turn])[0], self.frame_token
+        return text.replace(token, shown[shown.index(token) : shown.rindex(token) + len(token)])
 
     def _complete(self, dialogue: list[Message], num_frames: int, fps: float, start: float) -> list[Message]:
         """Return the dialogue with a system message and with its frames in place."""
@@ -720,9 +740,9 @@ def _check_message(message: Any, index: int) -> None:
         check_text(f"The text of message {index} ({role})", content)
 
 
-def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
-    """Return the messages with plain text as content, and the video among their parts, if any."""
-    plain, videos = [], []
+def _take_part(messages: Sequence[Message]) -> tuple[list[Message], _Part | None]:
+    """Return the messages with plain text as content, and the video or image among their parts, if any."""
+    plain, found = [], []
     for index, message in enumerate(messages):
         parts = message.get("content") if isinstance(message, dict) else None
         if isinstance(parts, (list, tuple)):
@@ -732,26 +752,32 @@ def _take_video(messages: Sequence[Message]) -> tuple[list[Message], Any]:
                 if kind == "text":
                     texts.append(check_text(f"A text part of message {index}", part.get("text")))
                 elif kind in ("image", "video"):
-                    videos.append(_source(part, index))
+                    found.append((index, part))
                 else:
-                    kinds = "text, an image or a video"
-                    raise ValueError(f"A part of a message must be {kinds}, got {kind!r} in message {index}.")
+                    raise ValueError(f"A part must be text, an image or a video, got {kind!r} in message {index}.")
             message = {**message, "content": " ".join(texts)}
         plain.append(message)
-    if len(videos) > 1:
-        raise ValueError(f"A dialogue may have one video or image, got {len(videos)}.")
-    return plain, videos[0] if videos else None
+    if len(found) > 1:
+        raise ValueError(f"A dialogue may have one video or image, got {len(found)}.")
+    return plain, found[0] if found else None
 
 
-def _source(part: dict[str, Any], index: int) -> Any:
-    kind = part["type"]
+def _choose_video(found: _Part | None, video: Any, features: Any) -> Any:
+    """Return the video of a dialogue, if any: the one that is given, or the one that a part of a message names."""
+    index, part = found or (None, {})
+    kind = part.get("type")
     source = next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
-    if source is None:
+    num_given = sum(each is not None for each in (source, video, features))
+    if found and not num_given:
         raise ValueError(f"The {kind} part of message {index} names no {kind}: give it `{kind}`, `path` or `url`.")
+    if num_given > 1:
+        raise ValueError("Give `videos`, `frame_features` or a part of a message that names a video, not both.")
+    if source is None or kind == "video":
+        return video if source is None else source
     try:
-        return [load_image(source)] if kind == "image" else source
+        return [load_image(source)]
     except (TypeError, ValueError, OSError) as error:
-        raise ValueError(f"The image of message {index} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"The image of a dialogue cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _as_batch(items: Any, *, is_text: bool = False) -> tuple[list[Any], bool]:

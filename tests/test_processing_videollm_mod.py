@@ -589,6 +589,21 @@ def test_refuses_frames(processor, frames, message):
         (lambda p: p("x"), "A dialogue must be a list of messages, .* got str"),
         (lambda p: p([user("x"), None]), "A dialogue must be a list of messages, .* got dict"),
         (lambda p: p.apply_chat_template([None]), "A dialogue must be a list of messages, .* got NoneType"),
+        (
+            lambda p: p(parts("x", path="a.mp4"), random_frames(1)),
+            "or a part of a message that names a video, not both",
+        ),
+        (lambda p: p(parts("x", type="video")), "The video part of message 0 names no video: give it"),
+        (lambda p: p(text="[<v>]"), "has 0.1 frames, video 0. Write <v> once for a video, or 10 times for a frame"),
+        (lambda p: p(text="[<v>][<v>]", videos=random_frames(1)), "has 0.2 frames, video 1. Write <v> once"),
+        (
+            lambda p: p.apply_chat_template([*parts("x", path="a.mp4"), at(1.0, user("y"))]),
+            "^Timed messages need the frames that they stand between: set `tokenize=True`",
+        ),
+        (
+            lambda p: p.apply_chat_template(parts("x", path="a.mp4"), tokenize=True, add_stream_prompt=True),
+            "^`add_stream_prompt` needs `tokenize=False`: pass the text to",
+        ),
         (lambda p: p(text=[3]), "`text` must be a string, or a list of such, got int"),
     ],
 )
@@ -695,9 +710,9 @@ def test_a_pipeline_answers_in_batches_as_one_by_one(task, tmp_path):
         ([{"type": "video", "path": "a.mp4"}] * 2, {}, "may have one video or image, got 2"),
         ("Hi.", {"continue_final_message": True}, "end the dialogue with the user's message"),
         ("Hi.", {"tools": [{"name": "look"}]}, "the model cannot call functions"),
-        ("Hi.", {"chat_template": "{{ messages }}"}, "^`chat_template` needs `return_dict=False`: pass the text to"),
-        ("Hi.", {"add_stream_prompt": True}, "^`add_stream_prompt` needs `return_dict=False`: pass the text to"),
-        ("Hi.", {"add_stream_query_prompt": True}, "^`add_stream_query_prompt` needs `return_dict=False`"),
+        ("Hi.", {"chat_template": "{{ messages }}"}, "^`chat_template` needs `tokenize=False`: pass the text to"),
+        ("Hi.", {"add_stream_prompt": True}, "^`add_stream_prompt` needs `tokenize=False`: pass the text to"),
+        ("Hi.", {"add_stream_query_prompt": True}, "^`add_stream_query_prompt` needs `tokenize=False`"),
         (
             "Hi.",
             {"return_assistant_tokens_mask": True},
@@ -711,6 +726,47 @@ def test_refuses_messages_of_a_pipeline(processor, content, options, message):
         processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=True, return_dict=True, **options
         )
+
+
+def parts(*texts, **video):
+    return [user([*([{"type": "video", **video}] if video else []), *({"type": "text", "text": x} for x in texts)])]
+
+
+def test_messages_of_parts_give_the_same_tokens_in_each_form(processor, tmp_path):
+    """As in Transformers, a text has a placeholder for the video. The processor puts the frames in its place."""
+    path = write_clip(tmp_path / "clip.mp4", random_frames(8), fps=4)
+    asked, options = parts("What?", "Where?", path=str(path)), {"add_generation_prompt": True, "fps": 4}
+    expected = processor([user("What? Where?")], path, **options)
+    ids = expected["input_ids"]
+    text = processor.apply_chat_template(asked, add_generation_prompt=True)
+    assert text == f"<s>{DEFAULT_SYSTEM_PROMPT}\n\n[<v>]\nUser: What? Where?\nAssistant:"
+    for batch in (
+        processor(asked, **options),
+        processor(text=text, videos=path, fps=4),
+        processor(parts("What?", "Where?", type="video"), path, **options),
+        processor.apply_chat_template(asked, tokenize=True, return_dict=True, return_tensors="pt", **options),
+    ):
+        assert torch.equal(batch["input_ids"], ids) and batch["num_frames"] == [8]
+        assert torch.equal(batch["pixel_values_videos"], expected["pixel_values_videos"])
+    found = processor.apply_chat_template([asked, parts("Hi.")], tokenize=True, **options)
+    assert found == [ids[0].tolist(), processor([user("Hi.")], add_generation_prompt=True)["input_ids"][0].tolist()]
+    assert processor.apply_chat_template(asked, tokenize=True, **options) == found[0]
+    padded = processor.apply_chat_template([asked, parts("Hi.")], tokenize=True, return_tensors="pt", **options)
+    assert torch.equal(padded[:1], ids)
+    assert processor.apply_chat_template([asked, parts("Hi.")])[0] + "\nAssistant:" == text
+
+
+def test_messages_of_text_parts_are_their_text(processor):
+    assert processor.apply_chat_template(parts("What?")) == processor.apply_chat_template([user("What?")])
+    for options in ({}, {"return_tensors": "pt"}):
+        given = {"tokenize": True, "add_stream_query_prompt": True, "add_generation_prompt": True, **options}
+        found, expected = (processor.apply_chat_template(x, **given) for x in (parts("What?"), [user("What?")]))
+        assert list(found) == expected if not options else torch.equal(found, expected) and found.ndim == 2
+
+
+def test_a_dialogue_with_its_own_stream_messages_has_no_placeholder(processor):
+    text = processor.apply_chat_template([SYSTEM, stream(2), *parts("What?", path="clip.mp4")])
+    assert text == processor.apply_chat_template([SYSTEM, stream(2), user("What?")])
 
 
 def test_num_frames_is_the_most_that_a_video_gives(processor, tmp_path):

@@ -156,6 +156,17 @@ def test_a_format_with_times_needs_them():
         )
 
 
+@pytest.mark.parametrize("name", STREAM_FORMATS)
+def test_the_placeholder_of_a_video_becomes_its_frames(name):
+    processor, frames = turn_processor(name), random_frames(3)
+    asked = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}]
+    for fps in (0.5, 2.0):
+        text = processor.apply_chat_template(asked, add_generation_prompt=True)
+        expected = processor(asked, frames, fps=fps, add_generation_prompt=True)
+        assert text.count(processor.frame_token) == 1
+        assert torch.equal(processor(text=text, videos=frames, fps=fps)["input_ids"], expected["input_ids"])
+
+
 def test_a_format_is_its_texts():
     """A part that is left out is empty."""
     processor = turn_processor("chatml")
