@@ -319,7 +319,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         add_stream_query_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
-        return_tensors: str | None = None,
+        return_tensors: str | None = "auto",
         continue_final_message: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
         fps: float = 2.0,
@@ -344,7 +344,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 end with "]\nAssistant:", or to begin with "]" before a message; both close an open stream.
             tokenize (`bool`, *optional*, defaults to `False`): Whether to return token ids instead of text.
             return_dict (`bool`, *optional*, defaults to `False`): With `tokenize`, whether to return all inputs.
-            return_tensors (`str`, *optional*): `"pt"`, or `None` for lists.
+            return_tensors (`str`, *optional*): `"pt"`, as by default with `return_dict`, or `None` for lists.
             fps, num_frames, padding, processor_kwargs (*optional*): With `tokenize`, options of `__call__`.
             continue_final_message (`bool`, *optional*, defaults to `False`): `True` raises an error.
             tools, load_audio_from_video (*optional*): Of `transformers serve`. Tools are refused. No sound is read.
@@ -364,6 +364,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             raise ValueError("`tools` are not supported: the model cannot call functions.")
         dialogues, is_batch = _as_batch(conversation)
         pairs = [_take_part(dialogue) for dialogue in dialogues]
+        return_tensors = ("pt" if return_dict else None) if return_tensors == "auto" else return_tensors
         padding = padding and (return_dict or return_tensors is not None)
         if tokenize and (return_dict or any(part for _, part in pairs)):
             given = [name for name in flags if flags[name] and name != "add_generation_prompt"]

@@ -756,6 +756,20 @@ def test_messages_of_parts_give_the_same_tokens_in_each_form(processor, tmp_path
     assert processor.apply_chat_template([asked, parts("Hi.")])[0] + "\nAssistant:" == text
 
 
+def test_the_inputs_of_a_chat_are_tensors_as_those_of_a_call():
+    """So `generate` takes them. An option of the processor's call wins."""
+    processor = tiny_processor()
+    asked = parts("What?", video=random_frames(2))
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    batch = processor.apply_chat_template(asked, **options)
+    expected = processor(asked, add_generation_prompt=True)
+    assert set(batch) == set(expected) and torch.equal(batch["input_ids"], expected["input_ids"])
+    said = tiny_model().generate(**batch, max_new_tokens=2, do_sample=False)
+    assert said.shape[1] > batch["input_ids"].shape[1]
+    for given in ({"return_tensors": None}, {"processor_kwargs": {"return_tensors": None}}):
+        assert processor.apply_chat_template(asked, **options, **given)["input_ids"] == batch["input_ids"].tolist()
+
+
 def test_messages_of_text_parts_are_their_text(processor):
     assert processor.apply_chat_template(parts("What?")) == processor.apply_chat_template([user("What?")])
     for options in ({}, {"return_tensors": "pt"}):
@@ -784,7 +798,7 @@ def test_chat_templates_take_a_frame_rate_and_padding(processor, tmp_path):
     path = tmp_path / "clip.mp4"
     write_clip(path, random_frames(8), fps=4)
     ask = [user("Hello."), user([{"type": "text", "text": "What?"}, {"type": "video", "path": str(path)}])]
-    options = {"tokenize": True, "return_dict": True}
+    options = {"tokenize": True, "return_dict": True, "return_tensors": None}
     batch = processor.apply_chat_template([ask, ask[:1]], **options, fps=4, padding=False)
     assert batch["num_frames"] == [8, 0] and len(batch["input_ids"][0]) > len(batch["input_ids"][1])
     plain = [stream(8), user("Hello."), user("What?")]
