@@ -41,6 +41,7 @@ ROLES = ("system", "user", "assistant", "stream")
 Message = dict[str, Any]
 _Spans = list[tuple[int, int]]
 _Part = tuple[int, dict[str, Any]]  # a video or image in a message, with the message's index
+_MAY_BE_OFF = ("add_special_tokens", "audio", "max_length", "truncation")  # what callers of any processor turn off
 _LABEL_IGNORED = -100
 _MOST_FRAMES = 100_000  # of a stream message: templates repeat no more
 _PIXELS_TOGETHER = 1 << 21  # resized at once: about a frame of 1920 x 1080
@@ -160,12 +161,18 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             reason = "processor_config.json is missing or has no `video_processor`"
             raise ValueError(f"'{name}' has no video processor that loads: {reason}.") from error
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of all that the processor returns."""
+        return ["input_ids", "attention_mask", "labels", "pixel_values_videos", "frame_features", "num_frames"]
+
     def __call__(
         self,
         messages: list[Message] | list[list[Message]] | None = None,
         videos: Any | None = None,
         *,
         text: str | list[str] | None = None,
+        images: Any | None = None,
         frame_features: torch.Tensor | Sequence[torch.Tensor] | None = None,
         fps: float = 2.0,
         num_frames: int | None = None,
@@ -176,6 +183,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         padding: bool = True,
         padding_side: str | None = None,
         return_tensors: str | None = "pt",
+        **others: Any,
     ) -> BatchFeature:
         r"""
         Return the model's inputs for one dialogue or a batch.
@@ -185,9 +193,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 added if it is missing. Without stream messages and times, all frames come before the first message.
                 Content is a text, or a list of parts as in [`~VideoLLMMoDProcessor.apply_chat_template`].
             videos (video or list of videos, *optional*): One per dialogue: a file or URL, of which `fps` frames per
-                second are read, or frames, which are used as they are.
+                second are read, or frames, which are used as they are. Channels may come first if they are 3.
             text (`str` or `list[str]`, *optional*): Rendered text in place of `messages`, with one frame token for a
                 video or all of them. Special tokens in it count, so never put in text that others wrote.
+            images (image or list of images, *optional*): One per dialogue, in place of `videos` of one frame.
             frame_features (`torch.Tensor` of shape `(frames, features, width)`, *optional*): Output of the
                 model's `encode_frames` in place of `videos`; a list of them for a batch.
             fps (`float`, *optional*, defaults to 2.0): Frames per second to read, and to place timed messages at.
@@ -206,17 +215,21 @@ class VideoLLMMoDProcessor(ProcessorMixin):
 
         Raises:
             `ValueError`: If frames and dialogue do not match, a message is malformed, or a video is unreadable.
+            `TypeError`: If there are other options, except for those of any processor that are off (`audio=None`).
         """
+        if wrong := [name for name, value in others.items() if value or name not in _MAY_BE_OFF]:
+            use = "give each option by its own name, as `fps`, `num_frames` or `padding`. Texts are never truncated"
+            raise TypeError(f"`{wrong[0]}` is not supported: {use}.")
         if (messages is None) == (text is None):
             raise ValueError("Give exactly one of `messages` and `text`.")
         dialogues, is_batch = _as_batch(messages) if text is None else _as_batch(text, is_text=True)
         pairs = [(rendered, None) for rendered in dialogues] if text is not None else map(_take_part, dialogues)
         dialogues, parts = zip(*pairs, strict=True)
         fps = check_fps(fps)
-        given = {"videos": videos, "frame_features": frame_features, "start": start, "end": end}
+        given = {"videos": videos, "images": images, "frame_features": frame_features, "start": start, "end": end}
         spread = (_spread(values, is_batch, len(dialogues), name) for name, values in given.items())
-        videos, features, starts, ends = spread
-        videos = list(map(_choose_video, parts, videos, features))
+        videos, images, features, starts, ends = spread
+        videos = [_choose_video(*choices) for choices in zip(parts, videos, images, features, strict=True)]
         fps = fps if num_frames is None else self._rate_for(num_frames, videos, fps)
         starts = [check_seconds("start", start, least=0) for start in starts]
         ends = [None if end is None else check_seconds("end", end, least=0) for end in ends]
@@ -706,6 +719,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             return None
         if isinstance(video, (str, Path)):
             video = (frame for _, frame in read_video(video, fps=fps, start=start, end=end))
+        elif getattr(video, "ndim", 0) == 4 and video.shape[1] == 3 != video.shape[-1]:
+            video = np.moveaxis(video, 1, -1) if isinstance(video, np.ndarray) else video.movedim(1, -1)
         return self.process_frames(video)
 
 
@@ -763,20 +778,23 @@ def _take_part(messages: Sequence[Message]) -> tuple[list[Message], _Part | None
     return plain, found[0] if found else None
 
 
-def _choose_video(found: _Part | None, video: Any, features: Any) -> Any:
+def _choose_video(found: _Part | None, video: Any, image: Any, features: Any) -> Any:
     """Return the video of a dialogue, if any: the one that is given, or the one that a part of a message names."""
     index, part = found or (None, {})
     kind = part.get("type")
     source = next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
-    num_given = sum(each is not None for each in (source, video, features))
+    num_given = sum(each is not None for each in (source, video, image, features))
     if found and not num_given:
         raise ValueError(f"The {kind} part of message {index} names no {kind}: give it `{kind}`, `path` or `url`.")
     if num_given > 1:
-        raise ValueError("Give `videos`, `frame_features` or a part of a message that names a video, not both.")
-    if source is None or kind == "video":
-        return video if source is None else source
+        raise ValueError("Give `videos`, `images`, `frame_features` or a part of a message that names one, not both.")
+    given = next((each for each in (source, video, image) if each is not None), None)
+    only = given[0] if isinstance(given, (list, tuple)) and len(given) == 1 else given
+    if image is None and (source is None or kind == "video"):
+        # Transformers also takes a list of one video. A list of one frame is a video itself.
+        return only if isinstance(only, (str, Path, list, tuple)) or getattr(only, "ndim", 3) == 4 else given
     try:
-        return [load_image(source)]
+        return [only if hasattr(only, "shape") else load_image(only)]
     except (TypeError, ValueError, OSError) as error:
         raise ValueError(f"The image of a dialogue cannot be read: {str(error).splitlines()[0]}") from error
 

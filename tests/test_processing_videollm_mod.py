@@ -589,10 +589,13 @@ def test_refuses_frames(processor, frames, message):
         (lambda p: p("x"), "A dialogue must be a list of messages, .* got str"),
         (lambda p: p([user("x"), None]), "A dialogue must be a list of messages, .* got dict"),
         (lambda p: p.apply_chat_template([None]), "A dialogue must be a list of messages, .* got NoneType"),
+        (lambda p: p(parts("x", path="a.mp4"), random_frames(1)), "or a part of a message that names one, not both"),
         (
-            lambda p: p(parts("x", path="a.mp4"), random_frames(1)),
-            "or a part of a message that names a video, not both",
+            lambda p: p([SYSTEM], random_frames(1), images=random_frames(1)),
+            "^Give `videos`, `images`, `frame_features` ",
         ),
+        (lambda p: p([SYSTEM], images=[random_frames(1)[0]] * 2), "^The image of a dialogue cannot be read: "),
+        (lambda p: p([SYSTEM], images="no/such/file.png"), "^The image of a dialogue cannot be read: "),
         (lambda p: p(parts("x", type="video")), "The video part of message 0 names no video: give it"),
         (lambda p: p(text="[<v>]"), "has 0.1 frames, video 0. Write <v> once for a video, or 10 times for a frame"),
         (lambda p: p(text="[<v>][<v>]", videos=random_frames(1)), "has 0.2 frames, video 1. Write <v> once"),
@@ -768,6 +771,51 @@ def test_the_inputs_of_a_chat_are_tensors_as_those_of_a_call():
     assert said.shape[1] > batch["input_ids"].shape[1]
     for given in ({"return_tensors": None}, {"processor_kwargs": {"return_tensors": None}}):
         assert processor.apply_chat_template(asked, **options, **given)["input_ids"] == batch["input_ids"].tolist()
+
+
+def test_a_call_takes_videos_and_images_in_the_forms_of_transformers(processor, tmp_path):
+    frames, [asked] = random_frames(2), parts("What?", type="video")
+    text, expected = processor.apply_chat_template([asked]), processor([user("What?")], frames)
+    first = frames.transpose(0, 3, 1, 2)
+    path = write_clip(tmp_path / "clip.mp4", frames, fps=2)
+    for videos in (first, torch.from_numpy(first), [frames], [list(frames)], list(frames), [torch.from_numpy(first)]):
+        # These options are off, as callers of any processor write them.
+        batch = processor(text=text, videos=videos, audio=None, truncation=False, add_special_tokens=False)
+        assert all(torch.equal(batch[name], expected[name]) for name in ("input_ids", "pixel_values_videos"))
+    assert processor(text=[text, text], videos=[[str(path)], frames])["num_frames"] == [2, 2]
+    assert processor(text=text, videos=[path], num_frames=1)["num_frames"] == [1]
+    expected, image = processor([user("What?")], frames[:1]), Image.fromarray(frames[0])
+    image.save(tmp_path / "image.png")
+    for images in (image, [image], frames[0], str(tmp_path / "image.png")):
+        batch = processor(text=text, images=images)
+        assert all(torch.equal(batch[name], expected[name]) for name in ("input_ids", "pixel_values_videos"))
+    assert processor(text=[text, text], images=[[image], image])["num_frames"] == [1, 1]
+    assert processor([[asked], [asked]], [frames, None], images=[None, image])["num_frames"] == [2, 1]
+
+
+def test_all_that_the_processor_returns_is_named():
+    processor, model = tiny_processor(), tiny_model()
+    names = set(processor(DIALOGUE, random_frames(6), return_labels=True))
+    names |= set(processor(DIALOGUE, frame_features=random_features(model.config, 6)[0]))
+    assert names == set(processor.model_input_names) and processor.model_input_names[0] == model.main_input_name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"truncation": True},
+        {"max_length": 9},
+        {"return_label": False},
+        {"text_kwargs": {"padding": False}},
+        {"videos_kwargs": {"fps": 1}},
+    ],
+)
+def test_other_options_are_refused(processor, options):
+    message = (
+        f"^`{next(iter(options))}` is not supported: give each option by its own name, .* Texts are never truncated.$"
+    )
+    with pytest.raises(TypeError, match=message):
+        processor([user("What?")], **options)
 
 
 def test_messages_of_text_parts_are_their_text(processor):
