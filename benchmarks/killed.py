@@ -276,7 +276,18 @@ class Trial:
         code = self._in_child(self._act)
         if code:
             raise SystemExit(f"{self.name} ends with {code}:\n{self.log.read_text()[-3000:]}")
-        return self.written(), clock.monotonic() - begin
+        seconds, written = clock.monotonic() - begin, self.written()
+        self.needed = self._bytes_on_disk(written)
+        return written, seconds
+
+    def _bytes_on_disk(self, written: dict[str, bytes]) -> int:
+        """Return how many bytes the command has written, without what only links to its input."""
+        if self.name != "push":
+            return sum(
+                path.lstat().st_size for path in self.out.rglob("*") if path.is_file() and not path.is_symlink()
+            )
+        given = {path.read_bytes() for path in (self.base / "model").rglob("*") if path.is_file()}
+        return sum(len(content) for content in written.values() if content not in given)
 
     def clear(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
@@ -286,6 +297,8 @@ class Trial:
 
     def _act(self) -> None:
         if self.name == "push":
+            # What is published is made in a temporary folder.
+            tempfile.tempdir = str(self.out)
             with self.hub.used_here(self.base / "home"):
                 self.action(self.base, self.out)
         else:
@@ -393,8 +406,8 @@ class Trial:
 
     def try_full(self, seed: int) -> tuple[Counter[str], list[str]]:
         """Run on a disk that is too small, look at what is there, and run again with room. See [`Trial.try_once`]."""
-        needed = sum(map(len, self.whole.values()))
-        size = max(int(random.Random(f"{self.name} {seed}").uniform(0.05, 0.95) * needed) // 4096, 2) * 4096
+        needed = self.needed
+        size = max(int(random.Random(f"{self.name} {seed}").uniform(0.05, 0.95) * needed) // 4096, 1) * 4096
         self.clear()
         where = f"{self.name} seed {seed}, on a disk of {size:,} of {needed:,} bytes"
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.out], check=True)

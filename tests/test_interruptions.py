@@ -9,15 +9,12 @@ Programs that are killed, and disks that are full: what was there before stays, 
 import ast
 import json
 import os
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from killing import contents, killed_at_each_change
+from killing import contents, killed_at_each_change, small_disk
 from programs import run_main
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
@@ -256,17 +253,6 @@ def test_replacing_leaves_no_part_after_an_error(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- full disks
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """Let no file get more bytes than this. A disk without space fails in the same calls."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def save_weights(folder, value):

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from gradio_client import Client, handle_file
 from hub import TOKEN, Hub, commit_hash
 from huggingface_hub import snapshot_download
+from killing import small_disk
 from programs import run_main
 from safetensors.torch import load, load_file, save_file
 from tiny import copy_embedded, embedded_files
@@ -169,6 +171,17 @@ def test_a_failed_check_does_not_count_as_an_empty_repository(hub, tmp_path):
     hub.failures += ["HEAD .*config.json"] * 20
     failed = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
     assert failed.returncode == 1 and "Traceback" not in failed.stderr and len(hub.repos[REPO]) == 2, failed.stderr
+
+
+def test_a_full_disk_is_no_interrupted_upload(hub, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch, small_disk(2000):
+        patch.setattr(tempfile, "tempdir", str(folder))
+        done = push(hub, tmp_path / "home", EMBEDDED, REPO, "--no_verify")
+    assert done.returncode == 1
+    assert f"error: '{folder}' cannot be written: File too large. Free some space" in done.stderr
+    assert hub.repos[REPO] == [{}] and not list(folder.iterdir())
 
 
 def test_a_model_without_some_of_its_weights_is_not_published(hub, tmp_path):

@@ -39,6 +39,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.sha import sha_fileobj
 
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.outputs import naming_full_disk, why_full
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.card import write_plain_card
@@ -108,15 +109,15 @@ def push(
         check_checkpoint(folder)
     _refuse_an_incomplete_folder(folder)
     api = HfApi()
-    with tempfile.TemporaryDirectory() as place:
-        files = _with_weights_split(checkpoint_files(folder), Path(place), max_shard_size)
+    with temporary_folder() as place:
+        files = _with_weights_split(checkpoint_files(folder), place, max_shard_size)
         with hub_errors(repo):
             repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
             there = set(api.list_repo_files(repo))
-            files |= _card_for(repo, folder, files, Path(place))
+            files |= _card_for(repo, folder, files, place)
             if not force:
                 _refuse_another_model(api, repo, folder, there, files)
-        files = _with_golden(files, folder, Path(place), verify)
+        files = _with_golden(files, folder, place, verify)
         # Transformers would prefer earlier weights in other files, or an adapter, to these.
         stale = {name for name in there if _WEIGHTS.fullmatch(name) or name == GOLDEN}
         with hub_errors(repo):
@@ -184,6 +185,13 @@ def commit_files(
 
 
 @contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder in the system's folder for temporary files, and name the latter if the disk is full."""
+    with tempfile.TemporaryDirectory() as place, naming_full_disk(tempfile.gettempdir()):
+        yield Path(place)
+
+
+@contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
     """Raise `ValueError` for a user's mistake, and `ConnectionError` for a failure that a retry may fix."""
     try:
@@ -201,7 +209,8 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise ConnectionError(f"The Hub answered {status}: {error}. Run the same command again.") from None
     except Exception as error:
         # huggingface_hub has changed its HTTP library before, and lets that library's errors through.
-        if not isinstance(error, (OSError, RuntimeError)) and not type(error).__module__.startswith("httpx"):
+        is_of_hub = isinstance(error, (OSError, RuntimeError)) or type(error).__module__.startswith("httpx")
+        if not is_of_hub or why_full(error):
             raise
         reason = str(error.__cause__ or error).strip() or type(error).__name__
         raise ConnectionError(

@@ -9,7 +9,6 @@ Rows become Parquet files, which `datasets` streams. Frame features go into the 
 import json
 import os
 import shlex
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -26,7 +25,7 @@ from videollm_mod.train.data.converters import SPLITS, read_json
 from videollm_mod.train.data.faults import WHERE
 from videollm_mod.train.data.shards import split_names, write_shards
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages, stream_timed_messages
-from videollm_mod.train.push import commit_files, hub_errors
+from videollm_mod.train.push import commit_files, hub_errors, temporary_folder
 
 
 # Licences with a name of their own on the Hub.
@@ -80,16 +79,14 @@ def push_dataset(
     splits = _split_names(folder)
     if not splits:
         raise ValueError(f"'{folder}' has no .jsonl and no .parquet file.")
-    with tempfile.TemporaryDirectory() as place:
+    with temporary_folder() as place:
         loaded = {split: _load_split(folder, split, video_root) for split in splits}
         videos = _published_names(loaded.values(), folder)
-        counts = {
-            split: _write_split(rows, videos, split, Path(place), max_shard_size) for split, rows in loaded.items()
-        }
+        counts = {split: _write_split(rows, videos, split, place, max_shard_size) for split, rows in loaded.items()}
         about = _without_folders(about)
-        (Path(place) / "about.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
-        (Path(place) / "README.md").write_text(write_dataset_card(repo, about, counts), encoding="utf-8")
-        files = {path.name: path for path in Path(place).iterdir()}
+        (place / "about.json").write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+        (place / "README.md").write_text(write_dataset_card(repo, about, counts), encoding="utf-8")
+        files = {path.name: path for path in place.iterdir()}
         with hub_errors(repo):
             repo = _open(api, repo, private=private, force=force)
             there = set(api.list_repo_files(repo, repo_type="dataset"))
