@@ -170,7 +170,7 @@ def run_ablation(base: Path, out: Path) -> None:
     for name in ("initial", "clips", "test", "about.json"):
         if not (out / name).exists():
             (out / name).symlink_to(base / name)
-    options = ["--steps", 2, "--batch-size", 2, "--test-clips", 2, "--arms", "full", "learned", "--seeds", 0]
+    options = ["--steps", 2, "--batch-size", 2, "--test-clips", 2, "--arms", "full", "learned", "--seeds", 0, 1, 2]
     script(ablation.main, "run", "--folder", out, *options)
 
 
