@@ -75,7 +75,7 @@ from videollm_mod.commands.watching import (
 )
 from videollm_mod.commands.windows import ASKED_ONLY, check_window, to_question
 from videollm_mod.mistakes import one_line_errors
-from videollm_mod.outputs import FullDiskError, check_outputs, write_text
+from videollm_mod.outputs import check_outputs, write_text
 from videollm_mod.space.checkpoint_faults import in_one_line, load_config
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
@@ -559,8 +559,9 @@ def _write(outputs: dict[str, Path], video: str, session: Any, *, fps: float, fo
             typer.echo(f"wrote {path}", err=True)
         except (OSError, ValueError) as error:
             # The other files are still written.
-            what = "" if isinstance(error, FullDiskError) else f"'{path}' was not written: "
-            typer.echo(f"error: {what}{in_one_line(error)}", err=True)
+            why = in_one_line(error)
+            what = "" if why.startswith(f"'{path}' cannot be written: ") else f"'{path}' was not written: "
+            typer.echo(f"error: {what}{why}", err=True)
             is_written = False
     return is_written, burnt
 

@@ -16,6 +16,9 @@ from typing import Any
 
 # Of a full disk, a full quota, and a file system or process that limits the size of a file.
 _FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+# What a folder without permission to write says, and one that is mounted for reading only.
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ADVICE = "Allow writing there or choose another folder."
 
 
 class FullDiskError(OSError):
@@ -42,7 +45,9 @@ def check_outputs(outputs: Mapping[str, Path], *sources: str | Path) -> None:
         try:
             _try(path)
         except (OSError, RuntimeError) as error:  # the latter for links that lead to themselves
-            raise ValueError(f"{option} cannot write '{path}': {getattr(error, 'strerror', None) or error}.") from None
+            advice = f" {_ADVICE}" if getattr(error, "errno", None) in _DENIED else ""
+            why = getattr(error, "strerror", None) or error
+            raise ValueError(f"{option} cannot write '{path}': {why}.{advice}") from None
 
 
 def path_from(folder: Path, path: str | Path) -> str:
@@ -68,7 +73,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     target = Path(path).resolve()
     part = _part(target)
     try:
-        with naming_full_disk(path):
+        with naming_target(path, part), naming_full_disk(path):
             part.unlink(missing_ok=True)  # of a killed program with the same number
             yield part
             with open(part, "rb+") as file:
@@ -170,6 +175,28 @@ def sync_all(folder: str | Path) -> None:
         for name in names:
             sync(os.path.join(place, name))
         sync(place)
+
+
+@contextmanager
+def naming_target(path: str | Path, hidden: str | Path) -> Iterator[None]:
+    """
+    Name a file or folder in errors about the hidden one that is to replace it.
+
+    Args:
+        path (`str` or `Path`): What the user has named.
+        hidden (`str` or `Path`): The hidden file or folder, or how its name begins.
+
+    Raises:
+        `OSError`: If the hidden one cannot be written, with the type and the `errno` of its error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not str(error.filename).startswith(str(hidden)):
+            raise
+        named = type(error)(f"'{path}' cannot be written: {error.strerror}. {_ADVICE}")
+        named.errno = error.errno
+        raise named from error
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from videollm_mod.commands.watching import (
     see_video,
     video_end,
 )
-from videollm_mod.outputs import FullDiskError, check_outputs, write_text
+from videollm_mod.outputs import check_outputs, write_text
 from videollm_mod.space.checkpoint_faults import in_one_line
 
 
@@ -278,8 +278,9 @@ def write_reports(paths: Sequence[Path], report: Report, video: str, *, timeout:
             typer.echo(f"wrote {path}", err=True)
         except (OSError, ValueError) as error:
             # The other files are still written.
-            what = "" if isinstance(error, FullDiskError) else f"'{path}' was not written: "
-            typer.echo(f"error: {what}{in_one_line(error)}", err=True)
+            why = in_one_line(error)
+            what = "" if why.startswith(f"'{path}' cannot be written: ") else f"'{path}' was not written: "
+            typer.echo(f"error: {what}{why}", err=True)
             is_written = False
     return is_written
 

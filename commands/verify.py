@@ -13,6 +13,7 @@ import typer
 from videollm_mod.commands.options import AsJson, Revision
 from videollm_mod.commands.watching import EMBEDDED
 from videollm_mod.mistakes import one_line_errors
+from videollm_mod.outputs import check_outputs
 from videollm_mod.space.checkpoint_names import check_checkpoint
 
 
@@ -48,6 +49,7 @@ def verify(
         from videollm_mod.golden import FILE, make_golden, verify_checkpoint, write_golden
 
         if write:
+            check_outputs({"--write": folder / FILE})
             write_golden(make_golden(folder), folder / FILE)
             typer.echo(f"wrote {folder / FILE}")
             return

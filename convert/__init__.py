@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from videollm_mod.outputs import naming_full_disk
+from videollm_mod.outputs import naming_full_disk, naming_target
 
 
 @contextmanager
@@ -23,6 +23,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises:
         `FileExistsError`: If `out` is not empty, or a file. It is raised before the block runs.
+        `OSError`: If `out` cannot be written, likewise.
     """
     target = out.resolve()
     parent = next(path for path in (target, *target.parents) if path.exists())
@@ -30,7 +31,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise FileExistsError(f"'{parent}' is a file. Choose another folder.")
     if parent == target and any(target.iterdir()):
         raise FileExistsError(f"'{out}' is not empty. Choose another folder.")
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".") as place:
+    hidden = parent / ".converting-"
+    with naming_target(out, hidden), tempfile.TemporaryDirectory(dir=parent, prefix=hidden.name) as place:
         made = Path(place) / "out"
         with naming_full_disk(out):
             yield made

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..outputs import naming_full_disk, sync, sync_all
+from ..outputs import naming_full_disk, naming_target, sync, sync_all
 
 
 # Another format is refused. Count it up when an attribute of a session, or of an object in it, gets another meaning.
@@ -124,12 +124,14 @@ def write(saved: Saved, model: Any, folder: str | os.PathLike) -> None:
 
     Raises:
         `FileExistsError`: If the folder holds something else.
+        `OSError`: If the folder cannot be written.
     """
     folder = check_folder(folder).absolute()
     key = secrets.token_hex(8)
     state = {"format": FORMAT, "id": key, "model": digests(model), **saved.state}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=_prefix(folder)) as beside:
+    hidden = folder.parent / _prefix(folder)
+    with naming_target(folder, hidden), TemporaryDirectory(dir=folder.parent, prefix=hidden.name) as beside:
         new = Path(beside, "new")
         with naming_full_disk(folder):
             new.mkdir()

@@ -85,6 +85,14 @@ def test_a_link_to_a_folder_stays_and_the_folder_is_filled(tmp_path, has_folder)
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "out"}
 
 
+def test_a_folder_that_cannot_be_written_is_named():
+    message = (
+        "^'/proc/out' cannot be written: No such file or directory. Allow writing there or choose another folder.$"
+    )
+    with pytest.raises(FileNotFoundError, match=message), new_folder(Path("/proc/out")):
+        raise AssertionError("it is found before the work")
+
+
 def test_a_file_in_the_place_of_the_new_folder_is_named(tmp_path, run, capsys):
     file = tmp_path / "notes.txt"
     file.write_text("mine")

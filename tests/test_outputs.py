@@ -40,6 +40,11 @@ def test_what_cannot_be_written_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             check_outputs({"--srt": path})
+    advice = "Allow writing there or choose another folder."
+    with pytest.raises(
+        FileNotFoundError, match=f"^'/proc/out.srt' cannot be written: No such file or directory. {advice}$"
+    ):
+        write_text("/proc/out.srt", "NEW")
     assert names(tmp_path) == ["file", "loop"] and file.read_text() == "OLD"
 
 

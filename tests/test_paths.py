@@ -119,23 +119,24 @@ assert done.returncode == 0 and "entries: " in done.stdout, done
 done = run_command(*watch, "--srt", out / "clip.srt", folder=folder)
 assert done.returncode == 0 and (out / "clip.srt").stat().st_size, done
 rows = ("--dataset", "streamworld", "--world", "small", "--num_clips", 1, "--max_steps", 1, "--report_to", "none")
-for done in (
-    run_command(*watch, "--srt", "clip.srt", folder=folder),
-    run_command("narrate", ".", folder=folder),
-    run_command("narrate", ".", "--out", "subtitles", folder=folder),
-    run_command("report", "clip.mp4", "--out", "report.html", folder=folder),
-    run_command("verify", "model", "--write", folder=folder),
-    run_main(convert.main, "theirs", "ours", program="convert", folder=folder),
-    run_training(folder / "run", "--checkpoint", folder / "model", *rows),
+for named, done in (
+    ("clip.srt", run_command(*watch, "--srt", "clip.srt", folder=folder)),
+    ("", run_command("narrate", ".", folder=folder)),
+    ("subtitles", run_command("narrate", ".", "--out", "subtitles", folder=folder)),
+    ("report.html", run_command("report", "clip.mp4", "--out", "report.html", folder=folder)),
+    ("model/golden.json", run_command("verify", "model", "--write", folder=folder)),
+    ("ours", run_main(convert.main, "theirs", "ours", program="convert", folder=folder)),
+    (str(folder / "run"), run_training(folder / "run", "--checkpoint", folder / "model", *rows)),
 ):
     line = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and line.startswith("error: ") and "Permission denied" in line, done
+    assert named in line and "/." not in line, done
 session = tiny_model().stream(tiny_processor())
 session.push(random_frames(1))
 try:
     save_session(session, folder / "session")
 except PermissionError as error:
-    assert str(folder) in str(error)
+    assert str(error).startswith(f"'{folder / 'session'}' cannot be written: Permission denied. Allow writing there")
 else:
     raise AssertionError("a session was saved in a folder without permission")
 """

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from videollm_mod.outputs import naming_full_disk
+from videollm_mod.outputs import naming_full_disk, naming_target
 
 
 # In a checkout the README introduces the project, and this page describes the checkpoint.
@@ -48,12 +48,13 @@ def new_checkpoint(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         [`FullDiskError`]: If the disk is full.
+        `OSError`: If the folder cannot be written.
     """
     folder = Path(folder)
     place = folder / ".saving"
     shutil.rmtree(place, ignore_errors=True)  # of a program that was killed
     try:
-        with naming_full_disk(folder):
+        with naming_target(folder, place), naming_full_disk(folder):
             place.mkdir(parents=True)
             yield place
             names = [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
