@@ -11,6 +11,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -151,20 +152,18 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         """
         # The library's own error names neither the weight nor its shapes.
         options = {"use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        options["key_mapping"] = {r"routers\.(\d+)\.": r"language_model.layers.\1.router.", **(key_mapping or {})}
+        path = pretrained_model_name_or_path
         try:
-            options["key_mapping"] = {r"routers\.(\d+)\.": r"language_model.layers.\1.router.", **(key_mapping or {})}
-            model, found = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
-        except Exception as error:
-            if type(error).__name__ == "SafetensorError":
-                path = pretrained_model_name_or_path
-                raise ValueError(f"A safetensors file of '{path}' is not complete: {error}.") from error
-            raise
+            model, found = super().from_pretrained(path, *args, **options)
+        except SafetensorError as error:
+            raise ValueError(f"A safetensors file of '{path}' is not complete: {error}.") from error
         wrong = sorted(found["mismatched_keys"])
         if wrong and not ignore_mismatched_sizes:
             name, stored, expected = wrong[0]
             raise ValueError(
-                f"{len(wrong)} weights of '{pretrained_model_name_or_path}' have other shapes than its configuration "
-                f"says: `{name}` is {tuple(stored)} in the checkpoint and {tuple(expected)} in the model."
+                f"{len(wrong)} weights of '{path}' have other shapes than its configuration says: `{name}` is "
+                f"{tuple(stored)} in the checkpoint and {tuple(expected)} in the model."
             )
         return (model, found) if output_loading_info else model
 

@@ -65,7 +65,7 @@ TRAVELLING = {
     },
 }
 # Every user of the model has these. Other imports must stand in a `try` or under an `is_..._available()`.
-ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "tokenizers"} | set(
+ALLOWED = {"torch", "transformers", "huggingface_hub", "packaging", "numpy", "safetensors", "tokenizers"} | set(
     sys.stdlib_module_names
 )
 # Packages that a file imports in a `try`, or for type checkers only.
