@@ -249,8 +249,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     @property
     def pixel_shuffle_factor(self) -> int:
-        """Number of patches along each side of the square that `"pixel_shuffle"` concatenates to one token."""
-        return self.vision_grid[0] // self.frame_token_pooled[0]
+        """Number of patches along each side of the square that `"pixel_shuffle"` concatenates; else 1."""
+        return self.vision_grid[0] // self.frame_token_pooled[0] if self.connector == "pixel_shuffle" else 1
 
     @property
     def frame_feature_shape(self) -> tuple[int, int]:
@@ -258,8 +258,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         width = self.vision_config.hidden_size
         if self.connector == "mlp_pool_after":
             return math.prod(self.vision_grid), width
-        factor = self.pixel_shuffle_factor if self.connector == "pixel_shuffle" else 1
-        return self.frame_num_tokens, width * factor**2
+        return self.frame_num_tokens, width * self.pixel_shuffle_factor**2
 
     @property
     def layer_keep_ratios(self) -> list[float]:
@@ -316,8 +315,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         changed = copy.deepcopy(self)
         changed.frame_size = frame_size
         changed.validate_frame_size()
-        before, after = self.vision_grid, changed.vision_grid
-        factor = self.pixel_shuffle_factor if self.connector == "pixel_shuffle" else 1
+        before, after, factor = self.vision_grid, changed.vision_grid, self.pixel_shuffle_factor
         if any(side % factor for side in after):
             raise ValueError(
                 f"`frame_size` is {frame_size}, which is {after[0]}x{after[1]} patches. This model makes one token of "

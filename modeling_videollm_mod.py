@@ -238,8 +238,6 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         if grid != config.vision_grid:
             expected = " x ".join(map(str, config.vision_grid))
             raise ValueError(f"Frames have {grid[0]} x {grid[1]} patches, but {config.connector!r} needs {expected}.")
-        if config.connector == "mlp_pool_after":
-            return patches
         factor = config.pixel_shuffle_factor
         squares = patches.unflatten(1, (grid[0] // factor, factor, grid[1] // factor, factor)).transpose(2, 3)
         return squares.flatten(3).flatten(1, 2)
