@@ -65,10 +65,14 @@ class Camera:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_of_page_runs(monkeypatch, capsys, page):
+def test_python_of_page_runs(monkeypatch, capsys, tmp_path, page):
     """All blocks run in order, in one namespace, from the root of the checkout."""
     namespace, found = {"camera": Camera()}, blocks(page, "python")
     is_client = any(LOCAL in block for block in found)
+    if any('"smol"' in block for block in found):
+        save_source("smolvlm", tmp_path / "source")
+        assert run("videollm-mod convert source smol", tmp_path).returncode == 0
+        found = [block.replace('"smol"', repr(str(tmp_path / "smol"))) for block in found]
     monkeypatch.chdir(ROOT)
     # A page may register routers, data sources and tasks; other tests must not see them.
     with patch.dict(ROUTERS), patch.dict(SOURCES), patch.dict(CONVERTERS), patch.dict(TASKS), ExitStack() as stack:
@@ -84,6 +88,7 @@ def test_python_of_page_runs(monkeypatch, capsys, page):
         "stream-format.md": "[#,#",
         "configuration.md": "Did you mean `mod_keep_ratio`?",
         "extending.md": "(10, 96, 96, 3)",
+        "laptop.md": "(256, 256) ",
         "serving.md": "The red tree hides behind the wall.\nOne. ",
     }
     assert expected.get(page.name, "") in printed
