@@ -179,6 +179,14 @@ class _Harness(lmms):
 
     # ------------------------------------------------------------------------------------------------------- answers
 
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Return an answer to each request, without sampling."""
+        return self._answer_all(self._requests(requests))
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[list[str]]:
+        """Return the answers of all rounds of each request. A round has its own media and question, or messages."""
+        return [self._answer_rounds(request.args) for request in tqdm(requests, disable=self._rank != 0)]
+
     def _answer_all(self, prompts: Iterator[tuple[str, Callable[[], list[Part]], dict[str, Any]]]) -> list[str]:
         """Answer prompts, given with their names and their options of generation, in order."""
         prompts = list(prompts)
@@ -287,18 +295,10 @@ class VideoLLMMoD(_Harness):
 
     is_simple = True
 
-    def generate_until(self, requests: list[Any]) -> list[str]:
-        """Return an answer to each request, without sampling."""
-        return self._answer_all(self._requests(requests))
-
     def _requests(self, requests: list[Any]) -> Iterator[tuple[str, Callable[[], list[Part]], dict[str, Any]]]:
         for context, options, doc_to_visual, doc_id, task, split in (request.args for request in requests):
             doc = self._doc(task, split, doc_id)
             yield f"{task} {doc_id}", lambda d=doc, v=doc_to_visual, c=context: as_parts(v(d), c), options
-
-    def generate_until_multi_round(self, requests: list[Any]) -> list[list[str]]:
-        """Return the answers of all rounds of each request. A round has its own media and question."""
-        return [self._answer_rounds(request.args) for request in tqdm(requests, disable=self._rank != 0)]
 
     def _answer_rounds(self, args: tuple[Any, ...]) -> list[str]:
         context, options, doc_to_visual, doc_to_text, doc_id, task, split = args
@@ -341,18 +341,10 @@ class VideoLLMMoDChat(_Harness):
 
     is_simple = False
 
-    def generate_until(self, requests: list[Any]) -> list[str]:
-        """Return an answer to each request, without sampling."""
-        return self._answer_all(self._requests(requests))
-
     def _requests(self, requests: list[Any]) -> Iterator[tuple[str, Callable[[], list[Part]], dict[str, Any]]]:
         for _, doc_to_messages, options, doc_id, task, split in (request.args for request in requests):
             doc = self._doc(task, split, doc_id)
             yield f"{task} {doc_id}", lambda d=doc, m=doc_to_messages: chat_parts(m(d)), options
-
-    def generate_until_multi_round(self, requests: list[Any]) -> list[list[str]]:
-        """Return the answers of all rounds of each request. A round has its own messages."""
-        return [self._answer_rounds(request.args) for request in tqdm(requests, disable=self._rank != 0)]
 
     def _answer_rounds(self, args: tuple[Any, ...]) -> list[str]:
         _, doc_to_messages, options, doc_id, task, split = args
