@@ -4,6 +4,8 @@
 
 import gc
 import os
+import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,3 +44,11 @@ def pytest_collection_finish() -> None:
     """Leave the million objects of imported modules out of every later collection of garbage."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Tests that run in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -75,3 +75,8 @@ def run_training(folder: Path, *arguments: Any) -> Done:
 
     types = (ScriptArguments, DataSource, StreamingSFTConfig, ModelArguments)
     return run_main(lambda: run(sft.main, *types), *arguments, "--output_dir", folder, program="sft.py")
+
+
+def losses_of(text: str) -> list[float]:
+    """Return the losses that training has printed."""
+    return [float(part.split("'")[0]) for part in text.split("{'loss': '")[1:]]

@@ -271,14 +271,6 @@ def test_watch_chooses_the_rate_unless_it_is_given(tmp_path, monkeypatch, given,
     assert (asked["fps"], asked["may_slow"]) == (2.0, may_slow)
 
 
-@pytest.fixture
-def heeds_ctrl_c():
-    """Tests that run in the background ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("bright", "heeds_ctrl_c")
 def test_ctrl_c_ends_a_live_watch_while_the_webhook_hangs():
     """The program ends at once: it waits neither for the source nor for the webhook."""

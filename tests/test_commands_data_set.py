@@ -112,14 +112,6 @@ def test_a_name_that_is_too_long_is_a_fault_of_its_row(films, tmp_path):
     assert "File name too long" in done.stderr and set(written(tmp_path / "out")) == {"b.mp4.srt"}
 
 
-@pytest.fixture
-def heeds_ctrl_c():
-    """Tests that run in the background ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(tmp_path):
     gone, pressed = threading.Event(), []

@@ -10,8 +10,7 @@ import pytest
 import torch
 from hub import Hub
 from programs import run_command
-from safetensors.torch import load_file, save_file
-from tiny import copy_embedded
+from tiny import change_weights, copy_embedded, edit
 from turns import turn_model, turn_processor
 
 from videollm_mod.golden import FILE, make_frames, make_golden, verify_checkpoint, write_golden
@@ -25,21 +24,12 @@ def checkpoint(tmp_path):
     return copy_embedded(tmp_path / "checkpoint")
 
 
-def change_json(path, **fields):
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def change_weights(folder, change):
-    weights = load_file(folder / "model.safetensors")
-    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def store_as(folder, dtype):
     change_weights(folder, lambda weights: {name: weight.to(dtype) for name, weight in weights.items()})
     config = json.loads((folder / "config.json").read_text())
     name = str(dtype).removeprefix("torch.")
     parts = {part: config[part] | {"dtype": name} for part in ("text_config", "vision_config")}
-    change_json(folder / "config.json", dtype=name, **parts)
+    edit(folder / "config.json", dtype=name, **parts)
 
 
 def test_frames_are_the_same_on_every_machine():
@@ -79,7 +69,7 @@ def test_changes_are_found_and_named(checkpoint):
             "1 of 142 weights differ; model.connector.linear_1.bias is",
         ),
         (lambda: change_weights(checkpoint, draw_anew), " of 142 weights differ; "),
-        (lambda: change_json(config, mod_keep_ratio=0.5), "in a session, routed layers keep other tokens"),
+        (lambda: edit(config, mod_keep_ratio=0.5), "in a session, routed layers keep other tokens"),
     ):
         change()
         done = run_command("verify", checkpoint)
@@ -101,9 +91,9 @@ def test_another_tokenizer_and_another_template_are_found(checkpoint):
 
 
 def test_other_settings_are_found(checkpoint):
-    change_json(checkpoint / "generation_config.json", max_frames=30)
+    edit(checkpoint / "generation_config.json", max_frames=30)
     assert verify_checkpoint(str(checkpoint)).difference == "max_frames: 30, and it was 60"
-    change_json(checkpoint / "config.json", interval_threshold=0.6)
+    edit(checkpoint / "config.json", interval_threshold=0.6)
     assert verify_checkpoint(str(checkpoint)).difference == "interval_threshold: 0.6, and it was 0.5"
 
 
@@ -112,9 +102,9 @@ def test_another_dtype_has_its_own_tolerance(checkpoint):
     verdict = verify_checkpoint(str(checkpoint))
     assert verdict.difference is None and verdict.tolerance.logits > 1e-2 and verdict.logits > 1e-3
     assert (verdict.made_with["dtype"], verdict.here["dtype"]) == ("float32", "bfloat16")
-    change_json(checkpoint / "config.json", mod_keep_ratio=20 / 64)
+    edit(checkpoint / "config.json", mod_keep_ratio=20 / 64)
     assert "layer 2 keeps 20 of a frame and kept 13" in verify_checkpoint(str(checkpoint)).difference
-    change_json(checkpoint / "config.json", mod_keep_ratio=0.2)
+    edit(checkpoint / "config.json", mod_keep_ratio=0.2)
     # Hashes of weights of another dtype say nothing, but outputs do.
     change_weights(checkpoint, draw_anew)
     assert "in a session, " in verify_checkpoint(str(checkpoint)).difference

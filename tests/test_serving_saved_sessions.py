@@ -42,6 +42,10 @@ def numbers_of(events):
     return [int(event.event_id.removeprefix("event_")) for event in events]
 
 
+def on_loop(server, work):
+    return asyncio.run_coroutine_threadsafe(work, server.sessions._loop).result(60)
+
+
 async def send_frames(connection, frames, start=0):
     await send(connection, *(frame_event(frame, number / 2) for number, frame in enumerate(frames, start=start)))
 
@@ -307,9 +311,6 @@ def test_the_first_token_leads_to_a_session_wherever_it_is(small):
         session = (await connection.recv()).session
         connection._connection.transport.abort()
         return session
-
-    def on_loop(server, work):
-        return asyncio.run_coroutine_threadsafe(work, server.sessions._loop).result(60)
 
     with ExitStack() as stack:
         servers = [stack.enter_context(small(session_prefix=prefix)) for prefix in ("a.", "b.", "c.")]

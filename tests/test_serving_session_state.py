@@ -31,7 +31,7 @@ from serving_server import (
     until,
     update_event,
 )
-from test_serving_saved_sessions import TINY, accepted, numbers_of, saved_in, send_frames
+from test_serving_saved_sessions import TINY, accepted, numbers_of, on_loop, saved_in, send_frames
 from test_serving_server import start
 from tiny import random_frames, tiny_model, tiny_processor
 from websockets.exceptions import ConnectionClosed
@@ -64,10 +64,6 @@ def saved_states(folder):
         except FileNotFoundError:  # a note, or replaced meanwhile
             continue
     return found
-
-
-def on_loop(server, work):
-    return asyncio.run_coroutine_threadsafe(work, server.sessions._loop).result(60)
 
 
 async def until_true(condition):

@@ -12,7 +12,7 @@ from loading import load_checkpoint, load_model
 from programs import run_command, run_main
 from published import save_live, save_source
 from safetensors.torch import load_file, save_file
-from tiny import copy_embedded
+from tiny import change_weights, copy_embedded, edit
 from typer.testing import CliRunner
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
@@ -27,18 +27,9 @@ from videollm_mod.train.sft_arguments import ModelArguments
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-def edit(path, **fields):
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def replace_in(path, old, new):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-
-
-def change_weights(folder, change):
-    weights = load_file(folder / "model.safetensors")
-    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def widen(folder):
@@ -116,10 +107,22 @@ FAULTS = {
     ),
     "config list": (lambda f: (f / "config.json").write_text("[]"), "config.json must hold a JSON object", 0),
     "bad layers": (lambda f: edit(f / "config.json", mod_layers=[1, 99]), "`mod_layers` names layer 99", 0),
-    "bad ratio": (lambda f: edit(f / "config.json", mod_keep_ratio=1.5), "`mod_keep_ratio` must lie in [0, 1]", 0),
-    "bad type": (lambda f: edit(f / "config.json", mod_keep_ratio="0.5"), "'mod_keep_ratio' with value '0.5'", 0),
+    "bad ratio": (
+        lambda f: edit(f / "config.json", mod_keep_ratio=1.5),
+        "`mod_keep_ratio` must lie in [0, 1]",
+        0,
+    ),
+    "bad type": (
+        lambda f: edit(f / "config.json", mod_keep_ratio="0.5"),
+        "'mod_keep_ratio' with value '0.5'",
+        0,
+    ),
     "no dtype": (lambda f: edit(f / "config.json", dtype="float33"), "no attribute 'float33'", 0),
-    "no language model": (lambda f: edit(f / "config.json", text_config=None), "config.json has no `text_config`", 0),
+    "no language model": (
+        lambda f: edit(f / "config.json", text_config=None),
+        "config.json has no `text_config`",
+        0,
+    ),
     "no type and no language model": (
         lambda f: edit(f / "config.json", model_type=None, text_config=None),
         "config.json has no `text_config`",
@@ -135,7 +138,11 @@ FAULTS = {
         "model.safetensors.index.json must have a `weight_map` from names",
         1,
     ),
-    "no padding": (lambda f: edit(f / "tokenizer.json", padding=1), "tokenizer.json: invalid type: integer `1`", 1),
+    "no padding": (
+        lambda f: edit(f / "tokenizer.json", padding=1),
+        "tokenizer.json: invalid type: integer `1`",
+        1,
+    ),
     "template in Latin 1": (
         lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"),
         "chat_template.jinja: 'utf-8' codec can't decode byte 0xff",

@@ -24,7 +24,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from preloaded import launch, start
-from programs import run_main, run_training
+from programs import losses_of, run_main, run_training
 from published import save_source
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -138,9 +138,7 @@ def test_two_stages_from_scratch(tmp_path):
     options = ["--checkpoint", tmp_path / "one", "--num_train_epochs", 1]
     second = run_training(tmp_path / "two", *options, *small)
     assert second.returncode == 0, second.stderr[-3000:]
-    losses = [
-        float(line.split("'loss': '")[1].split("'")[0]) for line in second.stdout.split("\n") if "'loss'" in line
-    ]
+    losses = losses_of(second.stdout)
     assert len(losses) == 4 and losses[-1] < losses[0]
     trained = AutoModel.from_pretrained(tmp_path / "two", trust_remote_code=True)
     assert trained.config.speak == "learned"
@@ -165,7 +163,7 @@ def test_a_converted_model_trains_in_its_own_turns(tmp_path):
     how += ["--logging_steps", 1, "--save_strategy", "no", "--report_to", "none"]
     done = run_training(tmp_path / "out", "--checkpoint", tmp_path / "ours", *rows, *how)
     assert done.returncode == 0, done.stderr[-3000:]
-    losses = [float(line.split("'loss': '")[1].split("'")[0]) for line in done.stdout.split("\n") if "'loss'" in line]
+    losses = losses_of(done.stdout)
     assert len(losses) == 5 and losses[-1] < 0.95 * losses[0]
     processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert processor.stream_format == STREAM_FORMATS["smolvlm"]
@@ -341,7 +339,7 @@ def test_from_a_video_with_subtitles_to_a_checkpoint(tmp_path):
     options = ["--max_steps", 4, "--logging_steps", 1, "--lora_r", 8, "--learning_rate", 1e-3, "--save_strategy", "no"]
     trained = run_training(tmp_path / "out", *data, *options, "--augmentation", 0.3, "--report_to", "none")
     assert trained.returncode == 0, trained.stderr[-3000:]
-    losses = [float(text.split("'")[0]) for text in trained.stdout.split("'loss': '")[1:]]
+    losses = losses_of(trained.stdout)
     assert len(losses) == 4 and losses[-1] < losses[0]
     before = AutoModel.from_pretrained(EMBEDDED, trust_remote_code=True).state_dict()
     after = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).state_dict()
@@ -357,10 +355,6 @@ SMALL_RUN = [
     *("--report_to", "none"),
     *("--bf16", "false", "--gradient_checkpointing", "false", "--train_sampling_strategy", "sequential"),
 ]
-
-
-def losses_of(text):
-    return [float(part.split("'")[0]) for part in text.split("{'loss': '")[1:]]
 
 
 def evaluation_of(text):

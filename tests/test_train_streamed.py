@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 import torch
-from programs import run_training
+from programs import losses_of, run_training
 from safetensors.torch import save_file
 from tiny import ROOT, random_frames, write_clip
 from torch.utils.data import DataLoader
@@ -151,10 +151,6 @@ def test_a_resumed_run_goes_on_with_the_batches_of_an_uninterrupted_run(folder, 
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert used[:6] == expected[4:], "the row and the epoch that corrupts its replies"
     assert losses_of(resumed.stdout) == losses_of(whole.stdout)[2:]
-
-
-def losses_of(text):
-    return [float(part.split("'")[0]) for part in text.split("{'loss': '")[1:]]
 
 
 def test_faulty_rows_of_a_stream(folder, used):

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models, tokenizers and clips for tests. Nothing is downloaded."""
 
+import json
 import shutil
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,6 +70,17 @@ def copy_embedded(folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder / name)
     return folder
+
+
+def edit(path: Path, **fields: Any) -> None:
+    """Set fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Replace the weights of a checkpoint by what a function makes of them."""
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @lru_cache
