@@ -4,12 +4,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from engines import said, tiny_engine
+from preloaded import preloaded_python
 from tiny import SCHEMES, random_frames, tiny_model, tiny_processor
 
 from videollm_mod.serving import restore_session, save_session
@@ -136,11 +136,13 @@ assert all(0 <= latency < 60 for latency in latencies), latencies
 """
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_a_session_restored_in_a_fresh_process(tmp_path):
     model, processor, frames = tiny_model(**SCHEMES["change"]), tiny_processor(), random_frames(10)
     session = first_half(model.stream(processor, **OPTIONS | LIMITS), frames)
-    save_session(session, tmp_path)
-    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(Path(__file__).parent), str(tmp_path)]
+    save_session(session, tmp_path / "saved")
+    (tmp_path / "go_on.py").write_text(IN_A_FRESH_PROCESS)
+    command = [preloaded_python(), tmp_path / "go_on.py", Path(__file__).parent, tmp_path / "saved"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     session.hear("And now?", time=4.0)

@@ -5,11 +5,8 @@
 import base64
 import io
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -494,17 +491,25 @@ def test_the_page_finds_a_checkpoint_around_it_or_beside_it(tmp_path, monkeypatc
         assert space_app.embedded_checkpoint() == folder, "the checkout comes first"
 
 
+def test_a_space_without_a_checkpoint_names_the_setting(tmp_path, monkeypatch):
+    monkeypatch.setattr(space_app, "HERE", tmp_path / "space")
+    monkeypatch.setenv("MODEL_ID", "")
+    done = run_main(space_app.main)
+    told = "error: there is no checkpoint here: set MODEL_ID to a Hub id or a folder, or pass --model.\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
 def test_a_private_model_by_its_name_in_the_environment(tmp_path):
     """As on a Space, `MODEL_ID` names the model and the secret `HF_TOKEN` opens it."""
     with Hub() as hub:
-        repo = "somebody/private"
+        repo, served = "somebody/private", []
         hub.repos[repo] = [embedded_files()]
         hub.private.add(repo)
-        look = "import sys, app; sys.argv = ['app.py']; "
-        look += "app.gr.Blocks.launch = lambda *_, **__: print('served'); app.main()"
-        environment = {**os.environ, **hub.environment(tmp_path / "open"), "MODEL_ID": repo}
-        done = subprocess.run([sys.executable, "-c", look], cwd=SPACE, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0 and "served" in done.stdout, done.stderr[-2000:]
+        with hub.used_here(tmp_path / "open"), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MODEL_ID", repo)
+            patch.setattr(space_app.gr.Blocks, "launch", lambda *_, **__: served.append(True))
+            done = run_main(space_app.main)
+        assert done.returncode == 0 and served, done.stderr[-2000:]
         with hub.used_here(tmp_path / "closed"), pytest.MonkeyPatch.context() as patch:
             patch.setenv("HF_TOKEN", "")
             refused = run_main(space_app.main, "--model", repo)

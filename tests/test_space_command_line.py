@@ -4,10 +4,10 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 from parsers import ROOT, scripts
+from preloaded import preloaded_python
 
 from videollm_mod.space.command_line import CommandLineParser
 
@@ -42,9 +42,10 @@ def test_an_unknown_option_is_named_as_it_was_given(capsys):
     assert "unrecognized arguments: --most_frames-ever 5" in capsys.readouterr().err
 
 
+@pytest.mark.xdist_group("preloaded")
 def test_every_script_knows_both_spellings_of_every_option():
     """A process of its own, because scripts change settings of libraries for their process."""
-    command = [sys.executable, str(ROOT / "tests" / "parsers.py")]
+    command = [preloaded_python(), str(ROOT / "tests" / "parsers.py")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)

@@ -387,15 +387,6 @@ def test_a_published_space_with_a_model_takes_it_from_the_hub(hub, tmp_path):
     assert hub.variables[repo] == {} and "checkpoint/config.json" in hub.files(repo)
 
 
-def test_a_space_without_a_checkpoint_names_the_setting(tmp_path):
-    folder = shutil.copytree(ROOT / "space", tmp_path / "alone", ignore=shutil.ignore_patterns("__pycache__"))
-    process, _ = start(folder, tmp_path / "run", MODEL_ID="")
-    assert process.wait(120) == 1
-    assert process.stdout.read().strip().splitlines()[-1] == (
-        "error: there is no checkpoint here: set MODEL_ID to a Hub id or a folder, or pass --model."
-    )
-
-
 def test_mistakes_with_a_space_get_one_line_each(hub, tmp_path):
     hub.repos["spaces/somebody/other"] = [{}, {"README.md": b"", "app.py": b"", "game.py": b""}]
     for arguments, message in (
