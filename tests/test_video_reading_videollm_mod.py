@@ -6,7 +6,6 @@ import functools
 import gc
 import http.server
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -287,15 +286,15 @@ print(count, peak[60], peak[-1])
 """
 
 
-def test_two_hours_are_read_in_constant_memory(tmp_path):
-    """A frame of 640x360 takes 0.7 MB: two hours at 1 fps would hold 5 GB."""
+def test_a_long_video_is_read_in_constant_memory(tmp_path):
+    """A frame of 640x360 takes 0.7 MB: 20 minutes at 1 fps would hold 800 MB."""
     path = tmp_path / "long.mp4"
     picture = random_frames(1, size=(360, 640))[0]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=1)
         stream.height, stream.width, stream.pix_fmt = 360, 640, "yuv420p"
         stream.options = {"preset": "ultrafast", "crf": "40", "g": "600"}
-        for index in range(7200):
+        for index in range(1200):
             frame = av.VideoFrame.from_ndarray(np.roll(picture, index // 600, axis=1), format="rgb24")
             frame.pts = index
             container.mux(stream.encode(frame))
@@ -303,8 +302,7 @@ def test_two_hours_are_read_in_constant_memory(tmp_path):
     result = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True)
     count, early, late = map(int, result.stdout.split())
     scale = 1 if sys.platform == "linux" else 1024
-    assert count == 7200 and (late - early) / scale < 20 * 1024, f"grew from {early} to {late} KiB"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+    assert count == 1200 and (late - early) / scale < 20 * 1024, f"grew from {early} to {late} KiB"
 
 
 def mp4_boxes(path):
