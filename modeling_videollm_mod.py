@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, is_peft_available, logging
 
@@ -261,9 +261,11 @@ class VideoLLMMoDPreTrainedModel(PreTrainedModel):
         self.config.frame_size, self.config.frame_token_pooled = changed.frame_size, changed.frame_token_pooled
         processor.set_frame_size(changed.frame_size, changed.frame_num_tokens)
 
-    def get_video_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        """Return frames (..., channels, height, width) as text embeddings (..., tokens, hidden)."""
-        return self.base_model.connector(self.encode_frames(pixel_values_videos))
+    @can_return_tuple
+    def get_video_features(self, pixel_values_videos: torch.Tensor) -> BaseModelOutputWithPooling | tuple:
+        """Return frames (..., channels, height, width) as text embeddings (..., tokens, hidden): `pooler_output`."""
+        features = self.encode_frames(pixel_values_videos)
+        return BaseModelOutputWithPooling(features, self.base_model.connector(features))
 
     def new_cache(
         self, *, max_lengths: Sequence[int] | None = None, offloading: bool = False, dtype: torch.dtype | None = None

@@ -213,7 +213,7 @@ def spread(model: VideoLLMMoDForConditionalGeneration, processor: Any, rows: Seq
     """Return the change of the median token of a frame, relative to the tenth that changes most, on average."""
     shares = []
     for row in rows:
-        frames = model.get_video_features(processor.process_frames(row["video"])).float()
+        frames = model.get_video_features(processor.process_frames(row["video"])).pooler_output.float()
         change = (frames[1:] - frames[:-1]).norm(dim=-1).sort(dim=-1, descending=True).values
         most = change[:, : max(change.shape[1] // 10, 1)].mean(dim=-1)
         shares.append((change.median(dim=-1).values / most.clamp_min(1e-9)).mean().item())

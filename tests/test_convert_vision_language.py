@@ -95,7 +95,7 @@ def test_pixels_embeddings_and_logits_stay_the_same(converted, size):
     # LLaVA-NeXT shows each picture as one of the encoder's size, and then its tiles.
     assert_close(pixels, expected[:1] if kind == "llava_next" else expected, rtol=0, atol=1e-6)
     with torch.no_grad():
-        found = ours.get_video_features(pixels)
+        found = ours.get_video_features(pixels).pooler_output
         assert_close(found, embeddings[: len(found)], rtol=1e-5, atol=1e-5)
         ids = inputs["input_ids"]
         if kind == "llava_onevision":
@@ -221,7 +221,7 @@ def test_a_session_equals_the_source(converted, count):
     ids = inputs["input_ids"]
     embeddings = torch.cat([embeddings, run_source(kind, theirs, their_processor, more)[1]])
     if kind == "llava_next":
-        embeddings = ours.get_video_features(processor.process_frames([*frames, *more]))
+        embeddings = ours.get_video_features(processor.process_frames([*frames, *more])).pooler_output
         ids, logits = without_tiles(theirs, ids, embeddings[:1])
     ids = ids[0].tolist()
     if newline is not None:
@@ -292,7 +292,7 @@ def test_frames_of_another_size_have_the_embeddings_of_the_source(tmp_path, kind
         given = pixels if kind == "internvl" else pixels[None]
         expected = theirs.model.get_image_features(given).pooler_output
         expected = torch.stack(list(expected)).reshape(3, tokens, -1)
-        assert_close(ours.get_video_features(pixels), expected, rtol=1e-5, atol=1e-5)
+        assert_close(ours.get_video_features(pixels).pooler_output, expected, rtol=1e-5, atol=1e-5)
     session = ours.stream(processor, max_new_tokens=2)
     session.push(random_frames(2, size=(36, 60)))
     assert session.ask("What is this?")[-1].role == "assistant"

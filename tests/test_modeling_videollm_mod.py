@@ -48,6 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import BitsAndBytesConfig, DynamicCache, TorchAoConfig
 from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import warning_once
 
 from videollm_mod import (
@@ -230,7 +231,12 @@ def test_pixels_give_the_same_logits_as_their_features():
     assert_close(
         model(input_ids=ids, pixel_values_videos=pixels).logits, model(input_ids=ids, frame_features=features).logits
     )
-    assert_close(model.get_video_features(pixels), model.model.connector(features))
+    found = model.get_video_features(pixels)
+    assert_close(found.pooler_output, model.model.connector(features))
+    # As Transformers' models do.
+    assert isinstance(found, BaseModelOutputWithPooling) and torch.equal(found.last_hidden_state, features)
+    plain = model.get_video_features(pixels, return_dict=False)
+    assert isinstance(plain, tuple) and torch.equal(plain[1], found.pooler_output)
 
 
 @pytest.mark.parametrize("vision", VISION_MODELS)
@@ -285,7 +291,7 @@ def test_the_mlp_connector_pools_before_or_after(pooling):
     pixels = torch.randn(2, 3, 3, 32, 32)
     patches = after.encode_frames(pixels)
     assert patches.shape == (2, 3, 16, 16) and before.encode_frames(pixels).shape == (2, 3, 9, 16)
-    found = after.get_video_features(pixels)
+    found = after.get_video_features(pixels).pooler_output
     assert found.shape == (2, 3, 9, 32)
     assert_close(
         found.flatten(0, 1),
@@ -296,7 +302,7 @@ def test_the_mlp_connector_pools_before_or_after(pooling):
         ),
     )
     assert_close(before.encode_frames(pixels).flatten(0, 1), pooled(patches.flatten(0, 1)))
-    assert not torch.allclose(before.get_video_features(pixels), found)
+    assert not torch.allclose(before.get_video_features(pixels).pooler_output, found)
 
 
 @pytest.mark.parametrize("act", ["gelu", None])
@@ -311,11 +317,11 @@ def test_pixel_shuffle_concatenates_squares_of_patches(act):
     assert torch.equal(features[:, 1], patches[:, :2, 2:].flatten(1))
     if act is None:
         assert {name for name, _ in connector.named_parameters()} == {"linear_1.weight"}
-        assert_close(model.get_video_features(pixels), features @ connector.linear_1.weight.T)
+        assert_close(model.get_video_features(pixels).pooler_output, features @ connector.linear_1.weight.T)
     else:
         normal = torch.nn.functional.layer_norm(features, (64,))
         expected = connector.linear_2(torch.nn.functional.gelu(connector.linear_1(normal)))
-        assert_close(model.get_video_features(pixels), expected)
+        assert_close(model.get_video_features(pixels).pooler_output, expected)
     with pytest.raises(ValueError, match="Frames have 2 x 4 patches, but 'pixel_shuffle' needs 4 x 4"):
         model._patch_features(patches[:, :2].flatten(1, 2), (2, 4))
 
@@ -382,7 +388,7 @@ def test_the_connector_says_how_many_tokens_a_frame_of_another_size_has(connecto
     fresh = tiny_model(VideoLLMMoDConfig(**model.config.to_dict()))
     fresh.load_state_dict(model.state_dict())
     pixels = torch.randn(1, 3, side, side)
-    assert_close(fresh.get_video_features(pixels), model.get_video_features(pixels))
+    assert_close(fresh.get_video_features(pixels).pooler_output, model.get_video_features(pixels).pooler_output)
 
 
 @pytest.mark.parametrize(
@@ -1183,4 +1189,6 @@ def test_one_frame_needs_no_leading_dimension(connector):
     model, processor = tiny_model(connector=connector, frame_token_cls=False), tiny_processor()
     pixels = processor.normalize_frames(processor.resize_frames(random_frames(2), model.device))
     with torch.no_grad():
-        assert_close(model.get_video_features(pixels[1]), model.get_video_features(pixels)[1])
+        assert_close(
+            model.get_video_features(pixels[1]).pooler_output, model.get_video_features(pixels).pooler_output[1]
+        )
