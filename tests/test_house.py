@@ -153,9 +153,9 @@ def test_the_model_file_has_under_700_lines():
     assert lines(ROOT / "modeling_videollm_mod.py") < 700
 
 
-def test_travelling_files_have_under_7600_lines_together():
+def test_travelling_files_have_under_7620_lines_together():
     counts = {module: lines(ROOT / f"{module}.py") for module in TRAVELLING}
-    assert sum(counts.values()) < 7600, counts
+    assert sum(counts.values()) < 7620, counts
 
 
 def test_files_of_serving_have_at_most_500_lines():
