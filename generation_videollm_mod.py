@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS, GenerationMode
 from transformers.utils import logging
 
@@ -25,6 +25,8 @@ logger = logging.get_logger(__name__)
 
 # Inputs that belong to the frames of the prompt. They must not be fed again with later tokens.
 _FRAME_INPUTS = ("pixel_values_videos", "frame_features", "num_frames", "frame_token_mask")
+# What a generation configuration says of drawing tokens. Penalties need the prompt, which a stream forgets.
+_SAMPLING = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 # What the user says at the first frame of a narration, in training and by default.
 DEFAULT_QUERY = "Please narrate the video in real time."
@@ -299,6 +301,12 @@ class VideoLLMMoDGenerationMixin:
         # A padded vocabulary scores the frame token, but a generated one would have no frame.
         processors.append(SuppressTokensLogitsProcessor([self.config.frame_token_id], device=self.device))
         return processors
+
+    def new_warpers(self) -> LogitsProcessorList:
+        """Return how `generate(do_sample=True)` changes scores before it draws: by temperature, top-k and the like."""
+        config, _ = self._prepare_generation_config(None, do_sample=True)
+        chosen = {name: getattr(config, name) for name in _SAMPLING}
+        return super()._get_logits_processor(GenerationConfig(do_sample=True, **chosen))
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         generator = super()._get_candidate_generator(*args, **kwargs)

@@ -151,7 +151,7 @@ class StreamingSession:
             1 or `every` if that is less, with `"learned"` to 0.
         streamer (`BaseStreamer`, *optional*): Receives reply tokens as they are generated, as in `generate`.
         logits_processor (`LogitsProcessorList`, *optional*): Applied to the scores of reply tokens.
-        do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens.
+        do_sample (`bool`, *optional*, defaults to `False`): Whether to sample reply tokens as `generate` does.
         output_router_scores (`bool`, *optional*, defaults to `False`): Whether to keep `router_scores` and
             `kept_tokens` of the last frame.
         cache_dtype (`torch.dtype`, *optional*): Dtype of the stored keys and values; see [`VideoLLMMoDCache`].
@@ -221,6 +221,7 @@ class StreamingSession:
         self.interval_threshold, self.max_new_tokens = interval_threshold, max_new_tokens
         self.chunk_frames = chunk_frames if max_frames is None else min(chunk_frames, max_frames - sink_frames)
         self.streamer, self.logits_processor, self.do_sample = streamer, logits_processor, do_sample
+        self._warpers: Any | None = None  # made at the first draw, since a restored session gets `do_sample` later
         self.output_router_scores = output_router_scores
         self.reuse = None if reuse_static is None else FrameReuse(reuse_static)
 
@@ -815,8 +816,11 @@ class StreamingSession:
         if self.logits_processor is None and not self.do_sample:
             return said.tokens[0]
         scores = speakable(self.model, said.logits)
-        if self.logits_processor is not None:
-            scores = self.logits_processor(torch.tensor([token_ids], device=scores.device, dtype=torch.long), scores)
+        if self.do_sample and self._warpers is None:
+            self._warpers = self.model.new_warpers()
+        ids = torch.tensor([token_ids], device=scores.device, dtype=torch.long)
+        for processors in (self.logits_processor, self._warpers):
+            scores = scores if processors is None else processors(ids, scores)
         if self.do_sample:
             return int(torch.multinomial(scores.softmax(dim=-1), num_samples=1))
         return int(scores.argmax(dim=-1))

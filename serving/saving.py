@@ -17,7 +17,7 @@ from .saved_files import Saved, check_folder, pack, read, unpack, write
 
 
 # Attributes of a session that belong to the process.
-_OF_PROCESS = {"model", "processor", "streamer", "logits_processor", "cache", "answering", "is_paused"}
+_OF_PROCESS = {"model", "processor", "streamer", "logits_processor", "_warpers", "cache", "answering", "is_paused"}
 _OF_PROCESS |= {"_compiled", "_must_compile", "_bare_turns", "_is_working", "_is_broken"}
 # Times of the process's clock, by `time.perf_counter()`.
 _CLOCKS = ("_untimed_arrival", "_interrupted")

@@ -65,6 +65,7 @@ USED = {
     "_instances": ("tqdm.std", "Open bars would stand in the way of an error's line."),
     "_internal_call": ("transformers.trainer", "The trainer passes it, so an override must accept it."),
     "_mask_length": ("transformers.generation.configuration_utils", "Generation without a mask."),
+    "_prepare_generation_config": ("transformers.generation.utils", "A session draws tokens as `generate` does."),
     "_private": ("ray.__init__", "Serve does not say that it waits for connections to end."),
     "_raise_exceptions_for_missing_entries": ("transformers.utils.hub", "Errors do not tell what is missing."),
     "_replica_impl": ("ray.serve._private.replica", "As for `_private`."),

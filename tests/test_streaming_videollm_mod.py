@@ -44,6 +44,7 @@ from videollm_mod import (
     streaming_videollm_mod,
 )
 from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
+from videollm_mod.serving import StreamingEngine
 from videollm_mod.train.data.timed_messages import NARRATE
 
 
@@ -805,6 +806,26 @@ def test_logits_processors_and_sampling_apply_to_replies():
         model.stream(processor, max_new_tokens=3, do_sample=True).push(random_frames(1))[0].text for _ in range(5)
     }
     assert len(drawn) > 1
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.3}, {"top_k": 2}, {"top_p": 0.1}, {"min_p": 0.9}, {}])
+def test_a_session_and_an_engine_draw_tokens_as_generate_does(options):
+    model, processor, frames = tiny_model(), tiny_processor(), random_frames(1)
+    for name, value in options.items():
+        setattr(model.generation_config, name, value)
+    prompt = processor([{"role": "user", "content": "What?"}], frames, add_generation_prompt=True)
+    given = {"do_sample": True, "speak": lambda _: False, "max_new_tokens": 12, "no_repeat": 0, "max_words": 0}
+
+    torch.manual_seed(0)
+    drawn = model.generate(**prompt, do_sample=True, max_new_tokens=12)[0, prompt["input_ids"].shape[1] :].tolist()
+    drawn = drawn[: drawn.index(processor.end_of_reply_id)] if processor.end_of_reply_id in drawn else drawn
+    engine = StreamingEngine(model, processor, max_streams=1, max_frames=4, max_text_tokens=400, page_size=16)
+    for session in (model.stream(processor, **given), engine.open(**given)):
+        torch.manual_seed(0)
+        session.push(frames)
+        session.ask("What?")
+        engine.run()
+        assert list(session.events[-1].token_ids) == drawn
 
 
 def test_times_of_frames():
