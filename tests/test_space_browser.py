@@ -30,6 +30,8 @@ NASA = ROOT / "tests" / "data" / "nasa_13013.mp4"
 STORY = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["events"]
 SEATS = 3
 SOON = 60_000  # Milliseconds, on a machine that is busy with other tests.
+PAUSE = "() => document.querySelector('#player').pause()"
+NEAR_THE_END = "() => { document.querySelector('#player').currentTime = 8; }"  # of the sample, which lasts 8.5 s
 
 pytestmark = [needs_chromium, pytest.mark.xdist_group("browser")]
 
@@ -136,10 +138,10 @@ def test_each_reply_is_announced_once_in_an_element_that_stays(visit):
       new MutationObserver(note).observe(document.querySelector("#announced"), { childList: true });
     }""")
     page.click("#streamworld")
-    story = " ".join(text for _, text in STORY)
-    page.wait_for_function("(story) => heard.join(' ') === story", arg=story, timeout=SOON)
+    page.wait_for_function("() => heard.length >= 2", timeout=SOON)
+    page.evaluate(PAUSE)
     page.wait_for_timeout(1500)
-    assert page.evaluate("heard.join(' ')") == story
+    assert " ".join(text for _, text in STORY).startswith(page.evaluate("heard.join(' ')"))
 
 
 def test_the_camera_is_narrated_and_answers_a_question(visit):
@@ -216,11 +218,12 @@ def test_pause_seek_and_restart(visit):
 def test_a_video_played_again_is_narrated_again(visit):
     page = visit()
     page.click("#streamworld")
+    expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
+    page.evaluate(NEAR_THE_END)
+    expect(page.locator("#chat")).not_to_contain_text(STORY[0][1], timeout=SOON)
     page.wait_for_function("() => document.querySelector('#player').ended")
-    expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
     page.click("#pause")
-    expect(page.locator("#chat")).not_to_contain_text(STORY[-1][1], timeout=SOON)
-    expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
+    expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
 
 
 def test_the_interval_threshold_takes_effect_at_once(visit):
@@ -237,7 +240,8 @@ def test_fps_and_query_take_effect_with_restart(visit):
     page = visit()
     page.get_by_role("button", name="Settings").click()
     page.click("#streamworld")
-    expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
+    expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
+    page.evaluate(NEAR_THE_END)
     write(page, "fps", "4")
     write(page, "query", "Tell me everything.")
     page.wait_for_function("() => document.querySelector('#player').ended")
@@ -274,7 +278,8 @@ def test_typed_markup_stays_text(visit):
 def test_a_question_may_be_asked_while_another_waits(visit):
     page, held = visit(), []
     page.click("#streamworld")
-    expect(page.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
+    expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
+    page.evaluate(PAUSE)
 
     def hold(route):
         if "First?" in (route.request.post_data or ""):
@@ -337,7 +342,7 @@ def test_people_do_not_see_each_others_streams(visit):
     other.fill("#question textarea, #question input", "Is this a secret of mine?")
     other.click("#ask")
     expect(other.locator("#chat")).to_contain_text("Is this a secret of mine?", timeout=SOON)
-    expect(one.locator("#chat")).to_contain_text(STORY[-1][1], timeout=SOON)
+    expect(one.locator("#chat")).to_contain_text(STORY[1][1], timeout=SOON)
     assert "secret" not in one.inner_text("body") and STORY[0][1] not in other.inner_text("#chat")
     sources = [page.evaluate("() => document.querySelector('#player').src") for page in (one, other)]
     assert "streamworld" in sources[0] and "nasa" in sources[1]
@@ -416,7 +421,7 @@ def test_narration_is_read_aloud_and_questions_are_spoken(visit):
     page.click("#streamworld")
     expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
     assert page.evaluate("spoken") == [], "nobody asked to hear it"
-    page.evaluate("() => document.querySelector('#player').pause()")
+    page.evaluate(PAUSE)
     # On a busy machine the page learns late what was said until now. Wait for that, or it is read too.
     told = -1
     while told != (told := page.evaluate("window.page.told.length")):
@@ -462,6 +467,7 @@ def test_the_page_fits_a_phone_and_axe_finds_no_fault(visit, scheme):
     page = visit(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page.click("#streamworld")
     expect(page.locator("#chat")).to_contain_text(STORY[0][1], timeout=SOON)
+    page.evaluate(PAUSE)  # axe needs the processor
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     for name in ("Settings", "Export"):
         page.get_by_role("button", name=name).click()
