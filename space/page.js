@@ -44,10 +44,11 @@
   // When the server cannot be reached, Gradio ends its ticks and tells nothing of ours. It loads the page again later.
   setInterval(async () => {
     if (!(page.url || page.capture) || performance.now() - page.ticked < SILENCE) return;
-    page.ticked = performance.now();
+    const asked = page.ticked = performance.now();
     const options = { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(6 * SILENCE) };
     const answer = await fetch(location.href, options).catch(() => null);
-    if (answer?.ok || !(page.url || page.capture)) return;
+    // Any answer but a fault of the server will do. Ticks may also have come meanwhile.
+    if (answer?.status < 500 || page.ticked !== asked || !(page.url || page.capture)) return;
     page.stop();
     say("The server cannot be reached. Nothing is watched, and the camera is off.");
   }, 1000);

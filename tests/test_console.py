@@ -109,7 +109,8 @@ def test_a_script_without_the_training_packages_names_their_extra(tmp_path):
     refuse = "import sys\nsys.modules |= dict.fromkeys(('datasets', 'pysubs2', 'trl'))\n"
     (tmp_path / "sitecustomize.py").write_text(refuse)
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    for script, missing in (("sft.py", "trl"), ("data/subtitles.py", "pysubs2"), ("data/streamworld.py", "datasets")):
+    scripts = [("sft.py", "trl"), ("data/subtitles.py", "pysubs2"), ("data/streamworld.py", "datasets")]
+    for script, missing in [*scripts, ("data/shards.py", "datasets")]:
         done = subprocess.run(
             [sys.executable, ROOT / "train" / script, "--help"],
             env={**os.environ, "PYTHONPATH": path},

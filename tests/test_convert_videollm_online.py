@@ -244,7 +244,7 @@ def test_the_command(checkpoint, tmp_path, caplog):
     assert (config["mod_layers"], config["mod_keep_ratio"]) == ("all", 0.5)
     with Hub() as hub:
         with hub.used_here(tmp_path / "home"):
-            pushed = run_main(push, tmp_path / "out", "somebody/routed", "--no_verify")
+            pushed = run_main(push, tmp_path / "out", "somebody/routed")
         assert pushed.returncode == 0, pushed.stderr
         card = hub.files("somebody/routed")["README.md"].decode()
     assert (

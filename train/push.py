@@ -29,7 +29,7 @@ from typing import Any
 
 from videollm_mod.console import quiet
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -39,7 +39,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.sha import sha_fileobj
 
 from videollm_mod.mistakes import one_line_errors
-from videollm_mod.outputs import naming_full_disk, why_full
+from videollm_mod.outputs import FullDiskError, naming_full_disk, why_full
 from videollm_mod.space.checkpoint_names import check_checkpoint
 from videollm_mod.space.command_line import CommandLineParser
 from videollm_mod.train.card import write_plain_card
@@ -186,16 +186,28 @@ def commit_files(
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder in the system's folder for temporary files, and name the latter if the disk is full."""
+    """Make a temporary folder. If the disk is full, name the folder that it lies in."""
     with tempfile.TemporaryDirectory() as place, naming_full_disk(tempfile.gettempdir()):
         yield Path(place)
 
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Raise `ValueError` for a user's mistake, and `ConnectionError` for a failure that a retry may fix."""
+    """
+    Translate errors of the Hub's library to one line.
+
+    Args:
+        repo (`str`): Hub id of the repository.
+
+    Raises:
+        `ValueError`: For a user's mistake.
+        [`FullDiskError`]: If temporary files or the library's cache do not fit on the disk.
+        `ConnectionError`: For a failure that a retry may fix.
+    """
     try:
         yield
+    except FullDiskError:
+        raise
     except LocalTokenNotFoundError:
         raise ValueError("You are not logged in: run `hf auth login`, or set HF_TOKEN.") from None
     except HFValidationError as error:
@@ -209,8 +221,12 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise ConnectionError(f"The Hub answered {status}: {error}. Run the same command again.") from None
     except Exception as error:
         # huggingface_hub has changed its HTTP library before, and lets that library's errors through.
-        is_of_hub = isinstance(error, (OSError, RuntimeError)) or type(error).__module__.startswith("httpx")
-        if not is_of_hub or why_full(error):
+        if full := why_full(error):
+            raise FullDiskError(
+                f"'{tempfile.gettempdir()}' or '{constants.HF_HOME}' cannot be written: {full}. Free some space, then "
+                "run the same command again."
+            ) from error
+        if not isinstance(error, (OSError, RuntimeError)) and not type(error).__module__.startswith("httpx"):
             raise
         reason = str(error.__cause__ or error).strip() or type(error).__name__
         raise ConnectionError(

@@ -11,6 +11,8 @@ python train/data/shards.py features shards --embed_features
 beside the rows, or become bytes within them.
 """
 
+import videollm_mod.train  # isort: skip  # noqa: F401 (it names packages that are missing)
+
 import json
 import os
 import re
