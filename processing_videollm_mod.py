@@ -200,7 +200,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             frame_features (`torch.Tensor` of shape `(frames, features, width)`, *optional*): Output of the
                 model's `encode_frames` in place of `videos`; a list of them for a batch.
             fps (`float`, *optional*, defaults to 2.0): Frames per second to read, and to place timed messages at.
-            num_frames (`int`, *optional*): Most frames of a video file: fewer a second are read.
+            num_frames (`int`, *optional*): Most frames from `start` to `end` of a file: fewer a second are read.
             start, end (`float` or `list[float]`, *optional*): Seconds between which to read each dialogue's video.
             add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether to end with "Assistant:".
             return_labels (`bool`, *optional*, defaults to `False`): Whether to return `labels`.
@@ -230,10 +230,11 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         spread = (_spread(values, is_batch, len(dialogues), name) for name, values in given.items())
         videos, images, features, starts, ends = spread
         videos = [_choose_video(*choices) for choices in zip(parts, videos, images, features, strict=True)]
-        fps = fps if num_frames is None else self._rate_for(num_frames, videos, fps)
         starts = [check_seconds("start", start, least=0) for start in starts]
         ends = [None if end is None else check_seconds("end", end, least=0) for end in ends]
-        pixels = [self._frames(*values, fps) for values in zip(videos, starts, ends, strict=True)]
+        ranges = list(zip(videos, starts, ends, strict=True))
+        fps = fps if num_frames is None else self._rate_for(num_frames, ranges, fps)
+        pixels = [self._frames(*values, fps) for values in ranges]
         given = {"pixel_values_videos": pixels, "frame_features": features}
         given = {name: frames for name, frames in given.items() if any(row is not None for row in frames)}
         if len(given) == 2:
@@ -703,15 +704,16 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         options = {"do_resize": False, "do_center_crop": False, "input_data_format": "channels_first"}
         return self.video_processor(frames, **options)["pixel_values_videos"][0]
 
-    def _rate_for(self, num_frames: int, videos: Sequence[Any], rate: float) -> float:
-        """Return frames per second, at most `rate`, that give at most `num_frames` of each video file."""
-        for video in videos:
+    def _rate_for(self, num_frames: int, ranges: Sequence[tuple[Any, float, float | None]], rate: float) -> float:
+        """Return frames per second, at most `rate`, that give at most `num_frames` from start to end of each file."""
+        for video, start, end in ranges:
             if isinstance(video, (str, Path)):
                 with self.open_video(video) as reader:
                     if not math.isfinite(reader.seconds):
                         raise ValueError(f"`num_frames` needs a video with an end, and '{video}' has none.")
+                    seconds = (reader.seconds if end is None else min(end, reader.seconds)) - start
                     # A little slower, since the reader rounds rates.
-                    rate = min(rate, num_frames / max(reader.seconds, 1e-6) * (1 - 1e-4))
+                    rate = min(rate, num_frames / max(seconds, 1e-6) * (1 - 1e-4))
         return rate
 
     def _frames(self, video: Any, start: float, end: float | None, fps: float) -> torch.Tensor | None:

@@ -841,6 +841,15 @@ def test_num_frames_is_the_most_that_a_video_gives(processor, tmp_path):
         assert batch["num_frames"] == [most]
 
 
+def test_num_frames_counts_what_is_read_from_start_to_end(processor, tmp_path):
+    """The rows of a batch have one rate, so a shorter range gives fewer frames."""
+    path = write_clip(tmp_path / "clip.mp4", random_frames(60), fps=10)
+    for options in ({"start": 2, "end": 4}, {"start": 4}, {"end": 2}, {"start": 4, "end": 99}):
+        assert processor([user("What?")], path, fps=9, num_frames=4, **options)["num_frames"] == [4]
+    rows = {"videos": [path, path], "start": [0, 2], "end": [None, 5]}
+    assert processor([[user("What?")]] * 2, fps=9, num_frames=4, **rows)["num_frames"] == [4, 2]
+
+
 def test_chat_templates_take_a_frame_rate_and_padding(processor, tmp_path):
     """The frames come before all messages, wherever their part stands."""
     path = tmp_path / "clip.mp4"
