@@ -160,11 +160,11 @@ def test_a_format_with_times_needs_them():
 def test_the_placeholder_of_a_video_becomes_its_frames(name):
     processor, frames = turn_processor(name), random_frames(3)
     asked = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}]
-    for fps in (0.5, 2.0):
+    for options in ({"fps": 0.5}, {"fps": 2.0}, {"fps": 1, "start": 60}):
         text = processor.apply_chat_template(asked, add_generation_prompt=True)
-        expected = processor(asked, frames, fps=fps, add_generation_prompt=True)
+        expected = processor(asked, frames, add_generation_prompt=True, **options)
         assert text.count(processor.frame_token) == 1
-        assert torch.equal(processor(text=text, videos=frames, fps=fps)["input_ids"], expected["input_ids"])
+        assert torch.equal(processor(text=text, videos=frames, **options)["input_ids"], expected["input_ids"])
 
 
 def test_a_format_is_its_texts():
