@@ -22,7 +22,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_vision_available
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .checks_videollm_mod import check_fps, check_seconds, check_text
+from .checks_videollm_mod import check_count, check_fps, check_seconds, check_text
 from .reading_ahead_videollm_mod import keep_up, read_ahead, sample_every
 from .stream_format_videollm_mod import check_stream_format, choose_template, make_special
 from .video_opening_videollm_mod import goes_on, is_complete
@@ -233,7 +233,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         starts = [check_seconds("start", start, least=0) for start in starts]
         ends = [None if end is None else check_seconds("end", end, least=0) for end in ends]
         ranges = list(zip(videos, starts, ends, strict=True))
-        fps = fps if num_frames is None else self._rate_for(num_frames, ranges, fps)
+        fps = fps if num_frames is None else self._rate_for(check_count("num_frames", num_frames), ranges, fps)
         pixels = [self._frames(*values, fps) for values in ranges]
         given = {"pixel_values_videos": pixels, "frame_features": features}
         given = {name: frames for name, frames in given.items() if any(row is not None for row in frames)}

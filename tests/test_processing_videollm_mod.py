@@ -841,6 +841,13 @@ def test_num_frames_is_the_most_that_a_video_gives(processor, tmp_path):
         assert batch["num_frames"] == [most]
 
 
+@pytest.mark.parametrize("count", [0, -1, True, 1.5])
+def test_num_frames_must_be_a_count(processor, tmp_path, count):
+    path = write_clip(tmp_path / "clip.mp4", random_frames(2), fps=2)
+    with pytest.raises(ValueError, match=f"^`num_frames` must be a whole number, at least 1, got {count}.$"):
+        processor([user("What?")], path, num_frames=count)
+
+
 def test_num_frames_counts_what_is_read_from_start_to_end(processor, tmp_path):
     """The rows of a batch have one rate, so a shorter range gives fewer frames."""
     path = write_clip(tmp_path / "clip.mp4", random_frames(60), fps=10)
