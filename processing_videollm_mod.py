@@ -217,7 +217,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             `ValueError`: If frames and dialogue do not match, a message is malformed, or a video is unreadable.
             `TypeError`: If there are other options, except for those of any processor that are off (`audio=None`).
         """
-        if wrong := [name for name, value in others.items() if value or name not in _MAY_BE_OFF]:
+        if wrong := [n for n, v in others.items() if n not in _MAY_BE_OFF or not (v is None or v is False)]:
             use = "give each option by its own name, as `fps`, `num_frames` or `padding`. Texts are never truncated"
             raise TypeError(f"`{wrong[0]}` is not supported: {use}.")
         if (messages is None) == (text is None):

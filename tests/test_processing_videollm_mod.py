@@ -805,6 +805,7 @@ def test_all_that_the_processor_returns_is_named():
     [
         {"truncation": True},
         {"max_length": 9},
+        {"audio": np.zeros(3)},
         {"return_label": False},
         {"text_kwargs": {"padding": False}},
         {"videos_kwargs": {"fps": 1}},
