@@ -229,7 +229,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         given = {"videos": videos, "images": images, "frame_features": frame_features, "start": start, "end": end}
         spread = (_spread(values, is_batch, len(dialogues), name) for name, values in given.items())
         videos, images, features, starts, ends = spread
-        videos = [_choose_video(*choices) for choices in zip(parts, videos, images, features, strict=True)]
+        places = [f" (row {row})" if is_batch else "" for row in range(len(dialogues))]
+        videos = [_choose_video(*choices) for choices in zip(parts, videos, images, features, places, strict=True)]
         starts = [check_seconds("start", start, least=0) for start in starts]
         ends = [None if end is None else check_seconds("end", end, least=0) for end in ends]
         ranges = list(zip(videos, starts, ends, strict=True))
@@ -250,11 +251,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 rows.append({"input_ids": self._tokenize(dialogue)[0]})
             expected = rows[-1]["input_ids"].count(self.frame_token_id) / self.frame_num_tokens
             if expected != shown:
-                where = f" (row {index})" if is_batch else ""
                 hint = "The `num_frames` of its stream messages must add up to that. Or use timed messages."
                 if text is not None:
                     hint = f"Write {self.frame_token} once for a video, or {self.frame_num_tokens} times for a frame."
-                raise ValueError(f"The dialogue has {expected:g} frames, video {shown}{where}. {hint}")
+                raise ValueError(f"The dialogue has {expected:g} frames, video {shown}{places[index]}. {hint}")
         data = self._pad(rows, padding, padding_side, return_tensors)
         data.update({name: _pad_frames(frames) for name, frames in given.items()})
         if any(counts):
@@ -782,14 +782,15 @@ def _take_part(messages: Sequence[Message]) -> tuple[list[Message], _Part | None
     return plain, found[0] if found else None
 
 
-def _choose_video(found: _Part | None, video: Any, image: Any, features: Any) -> Any:
+def _choose_video(found: _Part | None, video: Any, image: Any, features: Any, where: str) -> Any:
     """Return the video of a dialogue, if any: the one that is given, or the one that a part of a message names."""
     index, part = found or (None, {})
+    place = (f"message {index}" if found else "a dialogue") + where
     kind = part.get("type")
     source = next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
     num_given = sum(each is not None for each in (source, video, image, features))
     if found and not num_given:
-        raise ValueError(f"The {kind} part of message {index} names no {kind}: give it `{kind}`, `path` or `url`.")
+        raise ValueError(f"The {kind} part of {place} names no {kind}: give it `{kind}`, `path` or `url`.")
     if num_given > 1:
         raise ValueError("Give `videos`, `images`, `frame_features` or a part of a message that names one, not both.")
     given = next((each for each in (source, video, image) if each is not None), None)
@@ -800,7 +801,7 @@ def _choose_video(found: _Part | None, video: Any, image: Any, features: Any) ->
     try:
         return [only if hasattr(only, "shape") else load_image(only)]
     except (TypeError, ValueError, OSError) as error:
-        raise ValueError(f"The image of a dialogue cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"The image of {place} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _as_batch(items: Any, *, is_text: bool = False) -> tuple[list[Any], bool]:

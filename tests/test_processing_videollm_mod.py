@@ -596,7 +596,14 @@ def test_refuses_frames(processor, frames, message):
         ),
         (lambda p: p([SYSTEM], images=[random_frames(1)[0]] * 2), "^The image of a dialogue cannot be read: "),
         (lambda p: p([SYSTEM], images="no/such/file.png"), "^The image of a dialogue cannot be read: "),
+        (lambda p: p(parts("x", type="image", path="no.png")), "^The image of message 0 cannot be read: "),
+        (
+            lambda p: p([[user("x")], [SYSTEM, *parts("x", type="image", path="no.png")]]),
+            r"^The image of message 1 \(row 1\) cannot be read: ",
+        ),
+        (lambda p: p([[SYSTEM]] * 2, images=[None, "no.png"]), r"^The image of a dialogue \(row 1\) cannot be read: "),
         (lambda p: p(parts("x", type="video")), "The video part of message 0 names no video: give it"),
+        (lambda p: p([parts("x", type="video")]), r"The video part of message 0 \(row 0\) names no video: give it"),
         (lambda p: p(text="[<v>]"), "has 0.1 frames, video 0. Write <v> once for a video, or 10 times for a frame"),
         (lambda p: p(text="[<v>][<v>]", videos=random_frames(1)), "has 0.2 frames, video 1. Write <v> once"),
         (
