@@ -196,7 +196,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 second are read, or frames, which are used as they are. Channels may come first if they are 3.
             text (`str` or `list[str]`, *optional*): Rendered text in place of `messages`, with one frame token for a
                 video or all of them. Special tokens in it count, so never put in text that others wrote.
-            images (image or list of images, *optional*): One per dialogue, in place of `videos` of one frame.
+            images (image or list of images, *optional*): One or `[]` per dialogue, in place of `videos` of one frame.
             frame_features (`torch.Tensor` of shape `(frames, features, width)`, *optional*): Output of the
                 model's `encode_frames` in place of `videos`; a list of them for a batch.
             fps (`float`, *optional*, defaults to 2.0): Frames per second to read, and to place timed messages at.
@@ -788,6 +788,7 @@ def _choose_video(found: _Part | None, video: Any, image: Any, features: Any, wh
     place = (f"message {index}" if found else "a dialogue") + where
     kind = part.get("type")
     source = next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
+    image = None if isinstance(image, (list, tuple)) and not image else image
     num_given = sum(each is not None for each in (source, video, image, features))
     if found and not num_given:
         raise ValueError(f"The {kind} part of {place} names no {kind}: give it `{kind}`, `path` or `url`.")

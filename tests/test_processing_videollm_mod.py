@@ -797,7 +797,8 @@ def test_a_call_takes_videos_and_images_in_the_forms_of_transformers(processor, 
         batch = processor(text=text, images=images)
         assert all(torch.equal(batch[name], expected[name]) for name in ("input_ids", "pixel_values_videos"))
     assert processor(text=[text, text], images=[[image], image])["num_frames"] == [1, 1]
-    assert processor([[asked], [asked]], [frames, None], images=[None, image])["num_frames"] == [2, 1]
+    assert processor([[user("What?")], [asked]], images=[[], [image]])["num_frames"] == [0, 1]
+    assert processor([[asked], [asked]], [frames, None], images=[[], image])["num_frames"] == [2, 1]
 
 
 def test_all_that_the_processor_returns_is_named():
