@@ -49,13 +49,16 @@ def site(tmp_path_factory):
     with open(uploads.parent / "server.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=uploads)
     url = f"http://127.0.0.1:{port}"
-    for _ in range(600):
+    for _ in range(1200):
         try:
             urllib.request.urlopen(url).close()
             break
         except OSError:
             assert server.poll() is None, (uploads.parent / "server.log").read_text()
             time.sleep(0.1)
+    else:
+        server.kill()
+        pytest.fail(f"the page does not start: {(uploads.parent / 'server.log').read_text()}")
     yield SimpleNamespace(url=url, uploads=uploads)
     server.terminate()
     server.wait()
