@@ -530,8 +530,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         [turn] = self._with_times([{"role": "stream", "num_frames": num_frames}], fps, start)
         shown, token = self._render([turn])[0], self.frame_token
         # A placeholder has the text of a first frame at second 0.
-        own = [self._render([], before="own", add_stream_prompt=True, next_time=t)[0] + token for t in (0.0, start)]
-        return text.replace(*own).replace(token, shown[shown.index(token) : shown.rindex(token) + len(token)])
+        at = [self._render([], before="own", add_stream_prompt=True, next_time=t)[0] + token for t in (0.0, start)]
+        return text.replace(at[0], at[1]).replace(token, shown[shown.index(token) : shown.rindex(token) + len(token)])
 
     def _complete(self, dialogue: list[Message], num_frames: int, fps: float, start: float) -> list[Message]:
         """Return the dialogue with a system message and with its frames in place."""

@@ -408,7 +408,7 @@ ALONE = {
     "train/push.py _card_for": "a temporary folder",
     "video_opening_videollm_mod.py _standard_input": "a temporary file",
 }
-CONTEXTS = {"replacing", "new_checkpoint", "new_folder", "TemporaryDirectory"}
+CONTEXTS = {"replacing", "new_checkpoint", "new_folder", "TemporaryDirectory", "temporary_folder"}
 CALLS = {"write_bytes", "savefig", "save_pretrained", "save_file", "copy2", "copyfile", "copytree", "copyfileobj"}
 CALLS |= {"rename", "write_table", "ParquetWriter", "savez", "savetxt"}
 
