@@ -437,7 +437,7 @@ def _reduce_unpacked(config: Any) -> tuple[Any, ...]:
     """Reduce a configuration for `pickle` and `copy`, with the attention that it named before an engine used it."""
     new, arguments, state, *rest = config.__reduce_ex__(2)
     name = config._attn_implementation
-    if name is not None and name.startswith(PREFIX):
+    if isinstance(name, str) and name.startswith(PREFIX):  # a faulty checkpoint may name anything
         state = {key: name.removeprefix(PREFIX) if value == name else value for key, value in state.items()}
     return new, arguments, state, *rest
 
