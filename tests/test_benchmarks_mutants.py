@@ -4,9 +4,12 @@
 
 import importlib.util
 import inspect
+import re
+from pathlib import Path
 
 import mutants
 import pytest
+import tomllib
 
 from videollm_mod import checks_videollm_mod
 
@@ -71,3 +74,12 @@ def test_wilsons_interval():
     assert (round(low, 3), round(high, 3)) == (0.826, 0.945)
     assert mutants.interval(0, 0) == (0.0, 1.0)
     assert mutants.interval(10, 10)[1] == pytest.approx(1)
+
+
+def test_marks_of_tests_are_known_without_the_plugin_that_adds_them():
+    files = Path(__file__).parent.glob("test_*.py")
+    used = {mark for file in files for mark in re.findall(r"pytest\.mark\.(\w+)", file.read_text(encoding="utf-8"))}
+    options = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    stated = {line.partition(":")[0] for line in options["tool"]["pytest"]["ini_options"]["markers"]}
+    # The survey of tests runs without xdist. Pytest itself and pytest-timeout add the others.
+    assert used - stated <= {"filterwarnings", "parametrize", "skipif", "timeout", "usefixtures"}
