@@ -81,7 +81,7 @@ def convert(
     """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    from videollm_mod.train.new_model import model_from_parts, routing_fields
+    from videollm_mod.train.new_model import model_from_parts, routing_fields, teach_routers
 
     out = with_name(Path(out))
     with new_folder(out) as folder:
@@ -108,6 +108,7 @@ def convert(
             model = adapted.unload()
         else:
             model = adapted.merge_and_unload()
+        teach_routers(model.config)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         parts = [base, adapter, vision_model]

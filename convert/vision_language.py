@@ -63,7 +63,7 @@ def convert(
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     from videollm_mod import VideoLLMMoDVideoProcessor
-    from videollm_mod.train.new_model import join_parts, routing_fields
+    from videollm_mod.train.new_model import join_parts, routing_fields, teach_routers
 
     out = with_name(Path(out))
     with new_folder(out) as folder:
@@ -99,6 +99,7 @@ def convert(
         never = {processor.frame_token_id, part.frame_token_id, newline, *part.placeholders} - {None}
         rows = model.config.text_config.vocab_size
         model.generation_config.suppress_tokens = sorted(token for token in never if token < rows)
+        teach_routers(model.config)
         left_out = [name for name in theirs.state_dict() if not name.startswith(part.taken)] + part.left_out
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

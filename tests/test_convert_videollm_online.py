@@ -242,6 +242,7 @@ def test_the_command(checkpoint, tmp_path, caplog):
     assert "has no image processor" in caplog.text
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["mod_layers"], config["mod_keep_ratio"]) == ("all", 0.5)
+    assert config["mod_router_loss"] == "gradient"
     with Hub() as hub:
         with hub.used_here(tmp_path / "home"):
             pushed = run_main(push, tmp_path / "out", "somebody/routed")

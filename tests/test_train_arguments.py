@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of the training scripts: defaults, shipped configurations, data sources, and where a run resumes."""
 
+import json
 import sys
 from dataclasses import dataclass, fields
 from functools import partial
@@ -14,7 +15,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from peft import get_peft_model
-from tiny import tiny_model
+from tiny import tiny_model, tiny_processor
 from transformers import TrainerState
 
 from videollm_mod.routers_videollm_mod import ROUTERS
@@ -66,6 +67,36 @@ def test_every_router_type_can_be_chosen():
     without = ModelArguments(checkpoint=str(ROOT), mod_router_loss="none")
     assert plan_model(without)[0].mod_router_loss is None
     assert all(name in ModelArguments.__dataclass_fields__["mod_router"].metadata["help"] for name in ROUTERS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "loss"),
+    [
+        ({"mod_keep_ratio": 1.0}, {"mod_keep_ratio": 0.4}, "gradient"),
+        ({"mod_layers": []}, {"mod_layers": "1,3"}, "gradient"),
+        ({"mod_router": "change"}, {"mod_router": "learned"}, "gradient"),
+        ({"mod_layers": []}, {"mod_layers": "1,3", "mod_router_loss": "none"}, None),
+        ({"mod_layers": []}, {"mod_layers": "1,3", "mod_router": "uniform"}, None),
+        ({"mod_layers": []}, {}, None),
+        ({}, {}, None),
+        ({}, {"mod_layers": "all"}, None),
+    ],
+)
+def test_new_routers_learn_from_the_gradient_and_others_as_before(tmp_path, fields, given, loss, caplog):
+    model = tiny_model(**fields)
+    model.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    arguments = ModelArguments(checkpoint=str(tmp_path), **given)
+    assert plan_model(arguments)[0].mod_router_loss == loss
+    assert load_model(arguments, seed=0)[0].config.mod_router_loss == loss
+    assert ("--mod_router_loss none trains them as in the paper" in caplog.text) == (loss is not None)
+
+
+def test_a_file_of_a_new_model_may_say_how_its_routers_learn(tmp_path):
+    settings = json.loads((CONFIGS / "local_model.json").read_text(encoding="utf-8"))
+    for stated, loss in (({}, "gradient"), ({"mod_router_loss": None}, None), ({"mod_layers": []}, None)):
+        (tmp_path / "model.json").write_text(json.dumps(settings | {"model": settings["model"] | stated}))
+        assert plan_model(ModelArguments(model_config=str(tmp_path / "model.json")))[0].mod_router_loss == loss
 
 
 @pytest.mark.parametrize(
@@ -182,7 +213,8 @@ def test_the_papers_runs_have_the_papers_settings(monkeypatch, name, epochs, rat
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * script.num_gpus == 64
     assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (128, 256, 0.05)
     assert model.tune_connector and model.tune_routers and not model.tune_vision_encoder
-    assert model.config_fields() == {"mod_layers": "interleaved", "mod_keep_ratio": 0.2, "stream_loss_weight": 1.0}
+    routing = {"mod_layers": "interleaved", "mod_keep_ratio": 0.2, "mod_router_loss": None}
+    assert model.config_fields() == {**routing, "stream_loss_weight": 1.0}
     assert model.grid() == {"frame_token_pooled": [3, 3]}
 
 

@@ -72,6 +72,8 @@ def plan_model(arguments: "ModelArguments") -> tuple[VideoLLMMoDConfig, Any]:
     with faults_of(_given(arguments)):
         config, processor = _plan_model(arguments)
         _check_router_loss(config)
+        if _has_new_routers(arguments):
+            teach_routers(config)
     return config, processor
 
 
@@ -115,6 +117,31 @@ def _check_router_loss(config: VideoLLMMoDConfig) -> None:
         )
 
 
+def _has_new_routers(arguments: "ModelArguments") -> bool:
+    """Whether routers that learn would be new, and neither an option nor a file says how they learn."""
+    if arguments.mod_router_loss is not None:
+        return False
+    if arguments.model_config is not None:
+        return "mod_router_loss" not in json.loads(Path(arguments.model_config).read_text(encoding="utf-8"))["model"]
+    if arguments.checkpoint is None:
+        return True
+    config = VideoLLMMoDConfig.from_pretrained(arguments.checkpoint)
+    return not (config.router_layers and ROUTERS[config.mod_router].learns)
+
+
+def teach_routers(config: VideoLLMMoDConfig) -> bool:
+    """
+    Let routers learn from the loss's gradient too, if they learn. docs/evidence.md compares both.
+
+    Returns:
+        `bool`: Whether they learn.
+    """
+    learns = bool(config.router_layers) and ROUTERS[config.mod_router].learns
+    if learns:
+        config.mod_router_loss = "gradient"
+    return learns
+
+
 def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDForConditionalGeneration, Any]:
     """
     Return the model to train and its processor.
@@ -131,6 +158,11 @@ def load_model(arguments: "ModelArguments", *, seed: int) -> tuple[VideoLLMMoDFo
     with faults_of(_given(arguments)):
         model, processor = _load_model(arguments, seed)
         _check_router_loss(model.config)
+        if _has_new_routers(arguments) and teach_routers(model.config):
+            logger.warning(
+                "The routers are new and learn from the loss's gradient too. --mod_router_loss none trains them as in "
+                "the paper."
+            )
     if arguments.attn_implementation is not None:
         try:
             model.set_attn_implementation(arguments.attn_implementation)

@@ -119,7 +119,8 @@ class ModelArguments:
         mod_router (`str`, *optional*): Router type: "learned", "change", "uniform", "random", or a registered type.
         mod_gate (`str`, *optional*): Gate of the routers.
         mod_router_loss (`str`, *optional*): "gradient" also trains routers to keep what the loss is sensitive to, and
-            "none" does not. The default is the checkpoint's, and "none" for a `mod_router` that does not learn.
+            "none" does not. The default is the checkpoint's, "gradient" for new routers, and "none" for a `mod_router`
+            that does not learn.
         mod_router_loss_weight (`float`, *optional*): Weight of that loss.
         frame_token_pooled (`list[int]`, *optional*): Grid of pooled tokens per frame in a new model.
         stream_loss_weight (`float`, *optional*): Weight of the loss at frame tokens.
@@ -149,7 +150,11 @@ class ModelArguments:
     mod_router: str | None = field(default=None, metadata={"help": f"Router type: {', '.join(ROUTERS)}."})
     mod_gate: str | None = field(default=None, metadata={"help": f"Gate of the routers: {', '.join(GATES)}."})
     mod_router_loss: str | None = field(
-        default=None, metadata={"help": "Loss of the routers, which needs no labels.", "choices": ["gradient", "none"]}
+        default=None,
+        metadata={
+            "help": "Loss of the routers, which needs no labels. New routers have it.",
+            "choices": ["gradient", "none"],
+        },
     )
     mod_router_loss_weight: float | None = field(default=None, metadata={"help": "Weight of the routers' loss."})
     frame_token_pooled: list[int] | None = field(
