@@ -45,7 +45,7 @@ mutants: $(VENV)/.installed-test
 coverage: export COVERAGE_FILE := $(CURDIR)/outputs/coverage/.coverage
 coverage: $(VENV)/.installed-test
 	rm -rf outputs/coverage && mkdir -p outputs/coverage
-	for test in tests/test_*_videollm_mod.py; do \
+	for test in tests/test_*_videollm_mod.py tests/test_live_sources.py; do \
 		HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nice -n 15 $(BIN)/coverage run --branch --parallel-mode \
 			--include="$(CURDIR)/*_videollm_mod.py" --omit="*/tests/*" -m pytest -q "$$test" || exit 1; \
 	done
