@@ -348,6 +348,16 @@ def test_a_question_for_a_time_before_the_first_frame_comes_before_those_for_tha
     assert [(event.time, event.text) for event in events][::2] == [(1.0, "Before?"), (5.0, "First?")]
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_reply_ends_at_each_end_that_the_generation_configuration_names(as_list):
+    model, processor = scripted([], ["A red car. And more."])
+    tokens = processor.tokenizer.encode(" A red car. And more.", add_special_tokens=False)
+    model.generation_config.eos_token_id = [tokens[-2], tokens[-3]] if as_list else tokens[-3]
+    session = model.stream(processor, system_prompt=SYSTEM)
+    session.push(random_frames(1))
+    assert session.ask("What?")[-1].token_ids == tuple(tokens[:-3])
+
+
 def test_special_tokens_in_a_question_stay_text():
     model, processor = scripted([], ["No."])
     session = model.stream(processor, system_prompt=SYSTEM)
