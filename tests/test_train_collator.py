@@ -78,6 +78,20 @@ def test_each_epoch_corrupts_other_replies_and_a_resumed_one_the_same(tmp_path):
         assert train(tmp_path / "resumed", tmp_path / f"checkpoint-{step}") == whole[step:]
 
 
+def test_the_epoch_of_a_streamed_row_comes_before_the_collators():
+    messages = [{"role": "assistant", "content": f"Ball {k}.", "time": 1.0 * k} for k in range(1, 10)]
+    row = {"frame_features": random_features(tiny_config(), 20)[0], "messages": messages}
+    collator = StreamCollator(tiny_processor(), augmentation=0.5)
+
+    def batch(own, **more):
+        collator.epoch.fill_(own)
+        return collator([row | more])["labels"][0].tolist()
+
+    for stated, of_collator in ((0, 0), (1, 1), (None, 2), (-1, 2), ("0", 2)):
+        assert batch(2, epoch=stated) == batch(of_collator)
+    assert batch(0) != batch(1) != batch(2)
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_corrupt_the_same_replies(tmp_path, persistent):
     assert train(tmp_path / "workers", workers=1, persistent=persistent) == train(tmp_path / "none")

@@ -325,6 +325,29 @@ def test_augmentation_takes_frames_from_stream_turns_only():
         assert found[-1] == turns[-1]
 
 
+def test_augmentation_keeps_the_time_of_each_frame():
+    times, turns, begin = [0.5 * k for k in range(10)], [], 0
+    for turn in TURNS:
+        more = {"times": times[begin : begin + turn["num_frames"]]} if turn["role"] == "stream" else {}
+        turns, begin = [*turns, turn | more], begin + turn.get("num_frames", 0)
+    corrected = 0
+    for seed in range(100):
+        found = augment_replies(turns, np.random.default_rng(seed), 0.7)
+        streams = [turn for turn in found if turn["role"] == "stream"]
+        assert all(len(turn["times"]) == turn["num_frames"] for turn in streams)
+        assert [time for turn in streams for time in turn["times"]] == times
+        corrected += len(streams) > 4
+    assert corrected
+
+
+def test_augmentation_corrects_a_reply_before_the_next_one():
+    """A frame lies between: a correction after the only one would be said with the next reply."""
+    for count, is_possible in ((1, False), (2, True)):
+        turns = [stream(2), assistant("A."), stream(count), assistant("B.")]
+        found = [augment_replies(turns, np.random.default_rng(seed), 0.5) for seed in range(100)]
+        assert any(turn == assistant("A.") for each in found for turn in each[2:]) == is_possible
+
+
 def test_augmentation_corrupts_replies_and_excludes_them_from_the_loss():
     seen = set()
     for seed in range(300):
