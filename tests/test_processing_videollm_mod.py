@@ -345,7 +345,12 @@ def test_a_timed_example_from_a_file(processor, tmp_path):
 # ------------------------------------------------------------------------------------------------- batches and tensors
 
 
-def test_a_batch_pads_text_and_frames(processor):
+@pytest.mark.parametrize("pad", ["<pad>", "A", None])
+def test_a_batch_pads_text_and_frames(processor, pad):
+    # A tokenizer without a padding token pads with the end of sequence.
+    tokenizer = processor.tokenizer
+    tokenizer.pad_token = pad
+    pad_id = tokenizer.eos_token_id if pad is None else tokenizer.convert_tokens_to_ids(pad)
     dialogues = [DIALOGUE, [SYSTEM, stream(2), assistant("A.")], [SYSTEM, user("Hello.")]]
     videos = [random_frames(6), random_frames(2, seed=1), None]
     for side in ("left", "right"):
@@ -357,6 +362,7 @@ def test_a_batch_pads_text_and_frames(processor):
             assert torch.equal(batch["input_ids"][row][real], alone["input_ids"][0])
             assert torch.equal(batch["labels"][row][real], alone["labels"][0])
             assert (batch["labels"][row][~real] == -100).all()
+            assert (batch["input_ids"][row][~real] == pad_id).all()
             assert bool(real[0]) == (side == "right" or row == 0)
             if video is not None:
                 assert torch.equal(batch["pixel_values_videos"][row, : len(video)], alone["pixel_values_videos"][0])
