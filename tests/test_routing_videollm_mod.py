@@ -8,6 +8,7 @@ import pickle
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoProcessor
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
-from videollm_mod.routers_videollm_mod import GATES, LearnedRouter, VideoLLMMoDRouter
+from videollm_mod.routers_videollm_mod import GATES, ROUTERS, LearnedRouter, VideoLLMMoDRouter
 from videollm_mod.routing_videollm_mod import (
     FrameLayout,
     LayerMasks,
@@ -255,6 +256,30 @@ def test_routers_keep_only_kept_tokens_for_the_backward_pass(normalize, monkeypa
         # The mean of a frame's scores is a constant to the tokens, but not to the last router.
         if not normalize or name.endswith("layers.11.router.weight"):
             assert_close(gradient, same_gradients[name], atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_a_pointwise_router_reads_places_and_ranks_in_training_too(center):
+    """In training it scores the kept tokens once more."""
+
+    class ByPlace(VideoLLMMoDRouter):
+        learns = is_pointwise = True
+
+        def __init__(self, config, layer):
+            super().__init__(config, layer)
+            self.weight = torch.nn.Parameter(torch.tensor([0.3, 0.1]))
+
+        def forward(self, hidden_states, position_ids, ranks):
+            places = torch.stack([position_ids.expand(hidden_states.shape[:2]), ranks], dim=-1).float()
+            return (places.sin() * self.weight.float()).sum(dim=-1, keepdim=True)
+
+    with patch.dict(ROUTERS, place=ByPlace):
+        model = tiny_model(mod_layers="all", mod_router="place", mod_normalize_scores=center).train()
+        frames = random_features(model.config, 3)
+        inputs = {"input_ids": dialogue_ids(model.config, [2, 1]), "frame_features": frames}
+        with torch.no_grad():
+            expected = model(**inputs).logits
+        assert_close(model(**inputs).logits, expected)
 
 
 def test_kept_tokens_of_rows_with_different_numbers_of_frames():
