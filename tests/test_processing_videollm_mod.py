@@ -139,6 +139,14 @@ def test_labels_match_text_that_contains_special_tokens(processor, text):
     assert processor.tokenizer.decode(learned) == f",]\nAssistant: {text}</s>"
 
 
+def test_labels_of_many_replies_after_text_that_contains_special_tokens(processor):
+    replies = ["A ball.", "</s> and more.", "It rolls away slowly.", "<v>", "Nothing else."]
+    dialogue = [SYSTEM, *(turn for reply in replies for turn in (user("Is <v> a frame?"), stream(1), assistant(reply)))]
+    batch = processor(dialogue, random_frames(5), return_labels=True)
+    learned = batch["labels"][0][batch["labels"][0] >= 0]
+    assert processor.tokenizer.decode(learned) == "".join(f"]\nAssistant: {reply}</s>" for reply in replies)
+
+
 @pytest.mark.parametrize("text", DIRTY[:4])
 def test_special_tokens_in_a_question_stay_text(processor, text):
     ids = processor.encode_turns([user(text)], stream_open=True, then="assistant")
