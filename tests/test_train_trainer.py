@@ -342,8 +342,8 @@ def test_augmentation_keeps_the_time_of_each_frame():
 
 def test_augmentation_corrects_a_reply_before_the_next_one():
     """A frame lies between: a correction after the only one would be said with the next reply."""
-    for count, is_possible in ((1, False), (2, True)):
-        turns = [stream(2), assistant("A."), stream(count), assistant("B.")]
+    for count, later, is_possible in ((1, ["B."], False), (2, ["B."], True), (2, [], True)):
+        turns = [stream(2), assistant("A."), stream(count), *map(assistant, later)]
         found = [augment_replies(turns, np.random.default_rng(seed), 0.5) for seed in range(100)]
         assert any(turn == assistant("A.") for each in found for turn in each[2:]) == is_possible
 
