@@ -141,7 +141,10 @@ def test_labels_match_text_that_contains_special_tokens(processor, text):
 
 def test_labels_of_many_replies_after_text_that_contains_special_tokens(processor):
     replies = ["A ball.", "</s> and more.", "It rolls away slowly.", "<v>", "Nothing else."]
-    dialogue = [SYSTEM, *(turn for reply in replies for turn in (user("Is <v> a frame?"), stream(1), assistant(reply)))]
+    dialogue = [
+        SYSTEM,
+        *(turn for reply in replies for turn in (user("Is <v> a frame?"), stream(1), assistant(reply))),
+    ]
     batch = processor(dialogue, random_frames(5), return_labels=True)
     learned = batch["labels"][0][batch["labels"][0] >= 0]
     assert processor.tokenizer.decode(learned) == "".join(f"]\nAssistant: {reply}</s>" for reply in replies)

@@ -570,6 +570,12 @@ def test_max_words_ends_with_the_last_sentence_that_fits(text, most, shown, no_r
     assert model.text.endswith(f"Assistant: {shown}</s>\n[F")
 
 
+@pytest.mark.parametrize("no_repeat", [0, 1])
+def test_a_reply_that_the_model_has_ended_keeps_words_after_the_last_full_stop(no_repeat):
+    session, _ = narrated(lambda _: "A man walks. He has a hat", count=1, max_words=20, no_repeat=no_repeat)
+    assert replies(session) == [(0.0, "A man walks. He has a hat")]
+
+
 def test_a_reply_cut_by_the_token_limit_ends_with_its_last_sentence():
     session, _ = narrated(lambda _: "A man walks. He has a red hat on his head.", count=1, max_new_tokens=16)
     assert replies(session) == [(0.0, "A man walks.")]
