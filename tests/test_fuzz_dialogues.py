@@ -127,6 +127,8 @@ def is_plain(messages: list[Any]) -> bool:
         if message["role"] == "system" and index > 0:
             return False
         if message["role"] == "stream":
+            if isinstance(message.get("content"), (list, tuple)):  # parts, which may be wrong
+                return False
             if type(message.get("num_frames")) is not int or not 1 <= message["num_frames"] <= 100_000:
                 return False
         elif not isinstance(message.get("content"), str) or any("\ud800" <= x <= "\udfff" for x in message["content"]):
