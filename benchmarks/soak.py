@@ -20,6 +20,7 @@ most of what it saw: sessions that see only its last frames before a question ar
 
 import argparse
 import gc
+import json
 import os
 import random
 import resource
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time as clock
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +87,7 @@ class Ended:
     """A stream that has ended: its plan, and the gist of its events, up to where it broke off."""
 
     plan: Plan
-    said: list[tuple]
+    said: list[str]
 
 
 @dataclass
@@ -95,7 +97,7 @@ class Tenth:
 
     Args:
         frames (`int`): Frames pushed.
-        latencies (`list[float]`): Seconds from arrival to decision.
+        latencies (`array`): Seconds from arrival to decision.
         spent ([`Spent`]): What the process spent on it.
         pause (`float`): Longest time without a new frame, in seconds.
         most_bytes (`int`), own_bytes (`int`): Most memory, with and without pages of files.
@@ -103,7 +105,7 @@ class Tenth:
     """
 
     frames: int
-    latencies: list[float]
+    latencies: array
     spent: "Spent"
     pause: float
     most_bytes: int
@@ -197,7 +199,7 @@ class Soak:
                 pushed, since = self.pushed, clock.monotonic()
             pause = max(pause, clock.monotonic() - since)
         with self.engine.changed:
-            latencies = list(self.engine.stats.frame_latencies)
+            latencies = array("f", self.engine.stats.frame_latencies)
         (frames, before), self._seen = self._seen, (self.pushed, Spent.so_far())
         spent = self._seen[1].since(before)
         return Tenth(self._seen[0] - frames, latencies, spent, pause, most, own, holdings(self.folder))
@@ -258,7 +260,7 @@ class Soak:
         """Be the client of the stream that is there all the time, and ask it a question now and then."""
         stream = self._open()
         stream.max_events = 100
-        heard: list[tuple] = []
+        heard: list[str] = []
         listener = threading.Thread(target=lambda: heard.extend(map(gist, stream)))
         listener.start()
         stream.ask(PROMPT, reply_now=False)
@@ -282,9 +284,9 @@ class Soak:
             self.pushed += 1
 
 
-def gist(event: Any) -> tuple:
-    """Return the parts of an event that a session must repeat: time, frame, role, text and tokens."""
-    return event.time, event.frame, event.role, event.text, event.token_ids
+def gist(event: Any) -> str:
+    """Return the parts of an event that a session must repeat: time, frame, role, text and tokens. JSON is small."""
+    return json.dumps([event.time, event.frame, event.role, event.text, event.token_ids])
 
 
 def holdings(folder: Path) -> dict[str, int]:
@@ -306,7 +308,7 @@ def holdings(folder: Path) -> dict[str, int]:
     }
 
 
-def replay(model: Any, processor: Any, clip: Sequence[Any], plan: Plan, **options: Any) -> list[tuple]:
+def replay(model: Any, processor: Any, clip: Sequence[Any], plan: Plan, **options: Any) -> list[str]:
     """Return what a new session says that is shown what a stream was shown."""
     session = model.stream(processor, **options)
     session.ask(PROMPT, reply_now=False)
@@ -322,17 +324,18 @@ def answers_of_windows(
     model: Any, processor: Any, clip: Sequence[Any], ended: Ended, **options: Any
 ) -> list[tuple[str, str]]:
     """Return for each question of a stream its answer, and that of a new session with the last frames before it."""
-    told = zip(ended.said, ended.said[1:], strict=False)
+    events = [*map(json.loads, ended.said)]
+    told = zip(events, events[1:], strict=False)
     given = [after[3] for before, after in told if before[2] == "user" and before[3] in QUESTIONS]
     found = []
     for (index, question), answer in zip(ended.plan.questions.items(), given, strict=True):
         begin = max(0, index + 1 - options["max_frames"])
         plan = Plan(ended.plan.begin + begin, index + 1 - begin, {index - begin: question}, frozenset(), False)
-        found.append((answer, replay(model, processor, clip, plan, **options)[-1][3]))
+        found.append((answer, json.loads(replay(model, processor, clip, plan, **options)[-1])[3]))
     return found
 
 
-def is_equal(ended: Ended, expected: Sequence[tuple]) -> bool:
+def is_equal(ended: Ended, expected: Sequence[str]) -> bool:
     """Whether a stream has said what a session says, or if it broke off, the first of it."""
     return ended.said == list(expected)[: len(ended.said) if ended.plan.breaks_off else None]
 
