@@ -392,15 +392,15 @@ class VideoReader(AbstractContextManager):
             is_cut |= is_jpeg and packet is not None and bytes(packet).count(b"\xff\xda") > _MOST_SCANS
             try:
                 frames = () if packet is None or is_cut else packet.decode()
-            except av.error.FFmpegError as broken:
+            except (av.error.FFmpegError, ValueError) as broken:  # PyAV 19 raises both if it cannot open a decoder
                 # A traceback would keep the decoder and its threads alive, which a forked process cannot free.
                 frames, failure = (), broken.with_traceback(None)
             self.report.spoilt_packets += failure is not None or is_cut
-            error = failure or error
+            error = failure if isinstance(failure, av.error.FFmpegError) else error
             is_empty = is_empty and not frames
             yield from frames
         held = ()
-        with suppress(av.error.FFmpegError):
+        with suppress(av.error.FFmpegError, ValueError):
             # After errors, the last packet did not come, which makes the decoder return what it holds.
             held = self.stream.codec_context.decode(None)
         yield from held

@@ -397,6 +397,11 @@ def test_clients_of_a_killed_server_get_an_error_and_it_starts_again():
             again.send_signal(signal.SIGINT)
             with pytest.raises(ConnectionClosed, match="1012"):
                 socket.recv(timeout=60)
-        assert (again.wait(60), again.stderr.read()) == (130, "")
+        assert again.wait(60) == 130
+        # The triton of torch 2.15 reports leaks of its own at the end of a process.
+        errors = [
+            line for line in again.stderr.read().splitlines() if not line.startswith(("nanobind: ", " - ", "See "))
+        ]
+        assert errors == []
     finally:
         again.kill()
