@@ -324,6 +324,16 @@ def test_padding_leaves_logits_unchanged(scheme, attention, side):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_beside_a_single_frame_leaves_logits_unchanged(side):
+    model = tiny_model(mod_layers="all")
+    dialogues, ids, mask, features, places = batch_of(model.config, [[1], []], side)
+    logits = one_forward(model, ids, features, attention_mask=mask, num_frames=[1, 0])
+    for row, shown in enumerate((features[:1], None)):
+        expected = one_forward(model, dialogues[row], shown)
+        assert_close(logits[row : row + 1, places[row]], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("scheme", ["full", "interleaved", "all", "early_exit", "random", "change"])
 def test_padded_rows_continue_as_they_would_unpadded(scheme, side):
     model = tiny_model(**SCHEMES[scheme])
@@ -387,9 +397,10 @@ def test_packed_dialogues_give_the_same_logits_as_separate_ones(options, attenti
     assert not torch.allclose(one_forward(model, batch, shown)[0], logits[0], atol=1e-2)
 
 
-@pytest.mark.parametrize("text", ["mistral", "qwen2", "smollm3"])
-def test_sliding_window_counts_entries_of_a_layers_own_sequence(text):
-    overrides = {"sliding_window": 16}
+# 40 is more than the width of the model.
+@pytest.mark.parametrize(("text", "window"), [("mistral", 16), ("mistral", 40), ("qwen2", 16), ("smollm3", 16)])
+def test_sliding_window_counts_entries_of_a_layers_own_sequence(text, window):
+    overrides = {"sliding_window": window}
     if text == "qwen2":
         overrides |= {"use_sliding_window": True, "max_window_layers": 2}
     if text == "smollm3":
