@@ -331,6 +331,11 @@ def test_padding_beside_a_single_frame_leaves_logits_unchanged(side):
     for row, shown in enumerate((features[:1], None)):
         expected = one_forward(model, dialogues[row], shown)
         assert_close(logits[row : row + 1, places[row]], expected, atol=2e-5, rtol=1e-4)
+    # A row alone may be padded too.
+    ids, mask = (torch.nn.functional.pad(x[:1], (30, 30)) for x in (ids, mask))
+    begin = 30 + places[0].start
+    alone = one_forward(model, ids, features[:1], attention_mask=mask)[:, begin : begin + dialogues[0].shape[1]]
+    assert_close(alone, one_forward(model, dialogues[0], features[:1]), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
