@@ -71,7 +71,7 @@ class ReadingReport:
         spoilt_packets (`int`): Packets that could not be read or decoded; torn places of Matroska. Reading went on.
         spoilt_frames (`int`): Frames that were decoded with visible damage.
         mended_times (`int`): Times that jumped, went back or were missing, and follow the previous frame instead.
-        ignored_streams (`int`): Further video streams, and streams or files that begin in the middle. None is read.
+        ignored_streams (`int`): Further video streams, joined files, and before PyAV 19 streams that begin later.
         missing_seconds (`float`): Seconds of picture that a cut file announces, or has before its first key frame.
         cut_ends (`int`): Files that break off, where less than a second is known to be missing.
         gap_seconds (`float`): Seconds of a file for which no frame is there, in gaps from half a second on.

@@ -77,6 +77,12 @@ def run_training(folder: Path, *arguments: Any) -> Done:
     return run_main(lambda: run(sft.main, *types), *arguments, "--output_dir", folder, program="sft.py")
 
 
+def without_leaks(text: str) -> str:
+    """Return what a program has printed, without the leaks that the triton of torch 2.15 reports of itself."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(("nanobind: ", " - ", "See https://nanobind.")))
+
+
 def losses_of(text: str) -> list[float]:
     """Return the losses that training has printed."""
     return [float(part.split("'")[0]) for part in text.split("{'loss': '")[1:]]
