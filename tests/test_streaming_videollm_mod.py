@@ -755,6 +755,7 @@ def test_narrate_respects_start_and_end():
 def test_figures():
     model, processor = tiny_model(mod_layers="all"), tiny_processor()
     session = model.stream(processor, max_new_tokens=4, output_router_scores=True)
+    assert session.router_scores == session.kept_tokens == {}
     assert session.tokens_per_second is None and session.frame_latency is None and session.num_waiting == 0
     session.push(random_frames(3))
     assert session.num_frames == 3 and session.keep_ratio == pytest.approx(0.2)
