@@ -258,6 +258,17 @@ def test_routers_keep_only_kept_tokens_for_the_backward_pass(normalize, monkeypa
             assert_close(gradient, same_gradients[name], atol=1e-9, rtol=1e-6)
 
 
+def test_reported_scores_are_float32_whatever_the_models_dtype():
+    model = tiny_model(mod_layers="all").double()
+    inputs = {
+        "input_ids": dialogue_ids(model.config, [2]),
+        "frame_features": random_features(model.config, 2).double(),
+    }
+    with torch.no_grad():
+        scores = model(**inputs, output_router_scores=True).router_scores
+    assert [layer.dtype for layer in scores] == [torch.float32] * 4
+
+
 @pytest.mark.parametrize("center", [False, True])
 def test_a_pointwise_router_reads_places_and_ranks_in_training_too(center):
     """In training it scores the kept tokens once more."""
