@@ -8,11 +8,13 @@ python benchmarks/mutants.py survey                        # once: the time of e
 python benchmarks/mutants.py run --sample 100              # a second run continues the first
 python benchmarks/mutants.py run --survivors --seconds 60  # try survivors again, with more tests
 python benchmarks/mutants.py table                         # counts, and each survivor
+python benchmarks/mutants.py run --skip 100 --sample 60    # 60 others, after tests were written for the first 100
 ```
 
 mutmut's operators change one place at a time: a number, an operator, an argument, an assigned value, one arm of a
 condition. mutmut itself skips decorated functions, so its operators are used here as a library. Left out are
-annotations, the letter case of strings, and texts of errors and warnings.
+annotations, the letter case of strings, texts of errors and warnings, and `strict=` of `zip`, which changes nothing
+unless the code is wrong.
 
 Each mutant has a forked process, which has imported the libraries already. It runs the tests that run the changed
 line, the quickest first, up to the first that fails. A mutant is killed if a test fails or needs too much time.
@@ -128,6 +130,9 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--sample", type=int, default=100, help="mutants per subject, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="leave out so many of the draw: those that tests were written for"
+    )
     parser.add_argument("--seconds", type=float, default=8, help="most time of a mutant's tests, by the survey")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at once")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no mutant after this time")
@@ -163,7 +168,8 @@ def mutants_of(text: str, subject: str = "", module: str = "", names: Iterable[s
 
     class Finder(cst.CSTVisitor):
         def on_visit(self, node: cst.CSTNode) -> bool:
-            if isinstance(node, (cst.Annotation, cst.ImportFrom, cst.Import)) or _is_message(node):
+            is_left_out = isinstance(node, (cst.Annotation, cst.ImportFrom, cst.Import)) or _is_message(node)
+            if is_left_out or (isinstance(node, cst.Arg) and _name_of(node) == "strict"):
                 return False
             wanted.append(node)
             return True
@@ -184,7 +190,7 @@ def mutants_of(text: str, subject: str = "", module: str = "", names: Iterable[s
                 changed = changed[:1]  # not the letter case
             for other in changed:
                 before, after = (wrapper.module.code_for_node(x).strip() for x in (node, other))
-                if before == after:
+                if before == after or _strict_of(node) != _strict_of(other):
                     continue
                 place = f"{module}:{span.line}:{span.column}:{operator.__name__.removeprefix('operator_')}"
                 seen[place] += 1
@@ -208,6 +214,16 @@ def _is_message(node: cst.CSTNode) -> bool:
         return any(isinstance(x.target, cst.Name) and x.target.value in ("__all__", "logger") for x in node.targets)
     function = getattr(node, "func", None)
     return isinstance(function, cst.Attribute) and getattr(function.value, "value", None) in ("logger", "warnings")
+
+
+def _name_of(argument: cst.Arg) -> str | None:
+    return None if argument.keyword is None else argument.keyword.value
+
+
+def _strict_of(node: cst.CSTNode) -> list[str]:
+    """Return the value of a call's argument `strict`, if it has one."""
+    arguments = node.args if isinstance(node, cst.Call) else ()
+    return [getattr(x.value, "value", "") for x in arguments if _name_of(x) == "strict"]
 
 
 def _with_change(tree: cst.Module, node: cst.CSTNode, other: cst.CSTNode) -> str:
@@ -356,7 +372,7 @@ def run(options: argparse.Namespace) -> None:
     done = read_results(options.out)
     todo = []
     for subject in options.subjects:
-        drawn = draw(all_mutants(subject), options.sample, options.seed)
+        drawn = draw(all_mutants(subject), options.skip + options.sample, options.seed)[options.skip :]
         survived = [x for x in drawn if done.get(x.key, {}).get("outcome") in ("survived", "not run")]
         todo += survived if options.survivors else [mutant for mutant in drawn if mutant.key not in done]
     random.Random(options.seed).shuffle(todo)
@@ -490,11 +506,17 @@ def interval(part: int, count: int) -> tuple[float, float]:
 
 def table(options: argparse.Namespace) -> None:
     """Print the counts of each subject, and the survivors."""
-    rows = list(read_results(options.out).values())
+    rows = read_results(options.out)
+    known = {subject: all_mutants(subject) for subject in options.subjects}
+    if options.skip:
+        drawn = (draw(known[x], options.skip + options.sample, options.seed)[options.skip :] for x in options.subjects)
+        chosen = {mutant.key for mutants in drawn for mutant in mutants}
+        rows = {key: row for key, row in rows.items() if key in chosen}
+    rows = list(rows.values())
     print(markdown_row(["code", "mutants", "drawn", "killed", "survived", "killed, 95% interval"]))
     print(markdown_row(["---"] * 6))
     for subject in options.subjects:
-        total = len(all_mutants(subject))
+        total = len(known[subject])
         ours = [row for row in rows if row["subject"] == subject]
         survived = sum(row["outcome"] in ("survived", "not run") for row in ours)
         low, high = interval(len(ours) - survived, len(ours))

@@ -42,6 +42,17 @@ def test_mutants_change_one_place_and_no_annotation_or_message():
     assert {mutant.line for mutant in mutants.mutants_of(SOURCE, names=["other"])} == {11}
 
 
+def test_strict_is_not_changed():
+    found = mutants.mutants_of("pairs = zip(a, b, strict=True)\n", module="page")
+    assert {mutant.after for mutant in found} == {
+        "pairs = None",
+        "zip(None, b, strict=True)",
+        "zip(a, None, strict=True)",
+        "zip(b, strict=True)",
+        "zip(a, strict=True)",
+    }
+
+
 def test_a_mutated_module_takes_the_place_of_the_file():
     source = inspect.getsource(checks_videollm_mod)
     all_mutants = mutants.mutants_of(source, module="checks_videollm_mod", names=["check_count"])

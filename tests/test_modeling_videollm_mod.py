@@ -512,6 +512,21 @@ def test_layers_on_two_devices(scheme, rotary, monkeypatch):
         for options in ({}, {"logits_to_keep": 1}):
             assert model(**inputs, **options, labels=ids).loss.device == torch.device("cuda", 1)
         assert model.train()(**inputs, labels=ids).loss.device == torch.device("cuda", 1)
+        # Rows of different numbers of frames, with the gradient of routers.
+        batch = {name: x.expand(2, *x.shape[1:]) for name, x in inputs.items() if name != "num_frames"}
+        batch |= {
+            "num_frames": [3, 1],
+            "labels": ids.expand(2, -1),
+            "attention_mask": torch.ones_like(ids).expand(2, -1),
+        }
+        with torch.enable_grad():
+            assert model(**batch).loss.device == torch.device("cuda", 1)
+        cache = model.eval()(**batch, use_cache=True, output_router_scores=True).cache
+        if scheme != "change":  # the host must know which frames to remember
+            cache.batch_select_indices(torch.empty(1, dtype=torch.long, device="cuda:0"))
+        assert model(
+            input_ids=ids[:, :1].expand(cache.layers[0].keys.shape[0], 1), cache=cache
+        ).logits.device == torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(
