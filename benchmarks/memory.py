@@ -79,6 +79,28 @@ def own_bytes() -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), process_bytes())
 
 
+class _MallocState(ctypes.Structure):
+    """What glibc's `mallinfo2` returns, by its names."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks")
+    ) + (("keepcost", ctypes.c_size_t),)
+
+
+def used_bytes() -> int:
+    """
+    Return the bytes that malloc has given to this process and that were not freed. The rest of `own_bytes` is mostly
+    freed memory, which malloc keeps. Where malloc does not report it: 0.
+    """
+    report = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if report is None:  # no glibc, or one before 2.33
+        return 0
+    report.restype = _MallocState
+    state = report()
+    return state.uordblks + state.hblkhd
+
+
 def stored_bytes(weight: torch.Tensor) -> int:
     """Return the bytes of a weight in memory, including the scales of a weight in eight bits."""
     if not hasattr(weight, "__tensor_flatten__"):

@@ -89,7 +89,7 @@ TESTS = (
     "compiled_step",
     "modeling",
 )
-TESTS = (*(f"{name}_videollm_mod" for name in TESTS), "train_collator")
+TESTS = (*(f"{name}_videollm_mod" for name in TESTS), "train_collator", "train_trainer", "invariants", "oracles")
 # Seconds of the longest test to run.
 LONGEST = 6.0
 # Tests that a mutant runs first, in their own call of pytest: most mutants end here.
@@ -210,8 +210,9 @@ def _is_message(node: cst.CSTNode) -> bool:
     """Return whether a node is the text of an error or a warning, or a list of public names."""
     if isinstance(node, cst.Raise):
         return True
-    if isinstance(node, cst.Assign):
-        return any(isinstance(x.target, cst.Name) and x.target.value in ("__all__", "logger") for x in node.targets)
+    if isinstance(node, (cst.Assign, cst.AugAssign)):
+        targets = [node.target] if isinstance(node, cst.AugAssign) else [x.target for x in node.targets]
+        return any(isinstance(x, cst.Name) and x.value in ("__all__", "logger") for x in targets)
     function = getattr(node, "func", None)
     return isinstance(function, cst.Attribute) and getattr(function.value, "value", None) in ("logger", "warnings")
 

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 from videollm_mod.console import quiet
 
 from common import PROMPT, ROOT, default_device, device_name, p99
-from memory import own_bytes, process_bytes
+from memory import own_bytes, process_bytes, used_bytes
 from report import markdown_row, markdown_table
 from transformers import AutoModel, AutoProcessor
 
@@ -101,6 +101,7 @@ class Tenth:
         spent ([`Spent`]): What the process spent on it.
         pause (`float`): Longest time without a new frame, in seconds.
         most_bytes (`int`), own_bytes (`int`): Most memory, with and without pages of files.
+        used_bytes (`float`): Mean of the memory in use: without what malloc keeps of freed memory.
         holds (`dict[str, int]`): What the process held at the end.
     """
 
@@ -110,6 +111,7 @@ class Tenth:
     pause: float
     most_bytes: int
     own_bytes: int
+    used_bytes: float
     holds: dict[str, int]
 
 
@@ -189,12 +191,14 @@ class Soak:
     def _watch(self, until: int, threads: Sequence[threading.Thread]) -> Tenth:
         """Return what is seen until so many frames were pushed."""
         most = own = 0
+        used: list[int] = []
         pause, pushed, since = 0.0, self.pushed, clock.monotonic()
         with self.engine.changed:
             self.engine.stats.frame_latencies.clear()
         while self.pushed < until and any(thread.is_alive() for thread in threads):
             clock.sleep(_PERIOD)
             most, own = max(most, process_bytes()), max(own, own_bytes())
+            used.append(used_bytes())
             if self.pushed != pushed:
                 pushed, since = self.pushed, clock.monotonic()
             pause = max(pause, clock.monotonic() - since)
@@ -202,7 +206,8 @@ class Soak:
             latencies = array("f", self.engine.stats.frame_latencies)
         (frames, before), self._seen = self._seen, (self.pushed, Spent.so_far())
         spent = self._seen[1].since(before)
-        return Tenth(self._seen[0] - frames, latencies, spent, pause, most, own, holdings(self.folder))
+        memory = most, own, sum(used) / max(1, len(used))
+        return Tenth(self._seen[0] - frames, latencies, spent, pause, *memory, holdings(self.folder))
 
     def _guard(self, work: Callable[[], None]) -> None:
         try:
@@ -370,7 +375,16 @@ def soak_and_compare(options: argparse.Namespace) -> None:
     total = round(options.hours * 3600 * options.fps)
     print(f"{total} frames of {options.streams} streams at once, {options.fps:g} fps, {device_name(device)}")
     head = ["frames", "p50, ms", "p99, ms", "pause, s", "program, ms per frame", "kernel, ms per frame"]
-    head += ["pages read again", "process, MB", "without files, MB", "threads", "open files", "files", "objects"]
+    head += [
+        "pages read again",
+        "process, MB",
+        "without files, MB",
+        "in use, MB",
+        "threads",
+        "open files",
+        "files",
+        "objects",
+    ]
     print(markdown_table(head, []))
     begin = clock.perf_counter()
     with (
@@ -421,6 +435,7 @@ def cells(tenth: Tenth) -> list[str | int]:
         tenth.spent.pages,
         f"{tenth.most_bytes / 1e6:.1f}",
         f"{tenth.own_bytes / 1e6:.1f}",
+        f"{tenth.used_bytes / 1e6:.1f}",
         *tenth.holds.values(),
     ]
 
@@ -429,11 +444,12 @@ def summary(soak: Soak, tenths: Sequence[Tenth]) -> str:
     """Return what the streams did, and by how much memory has grown since the second tenth."""
     done = "{opened} streams came and went, {broken} of them broke off. They were asked {asked} questions, and saved"
     done = f"{done} and restored {{saved}} times.".format(**soak.counts)
-    grown, own = (
-        max(sizes[2:]) / sizes[1] - 1
-        for sizes in zip(*((tenth.most_bytes, tenth.own_bytes) for tenth in tenths), strict=True)
+    grown, own, used = (
+        max(sizes[2:]) / max(1, sizes[1]) - 1
+        for sizes in zip(*((tenth.most_bytes, tenth.own_bytes, tenth.used_bytes) for tenth in tenths), strict=True)
     )
-    return f"{done}\nMemory of tenths 3 to 10 against the second: at most {grown:+.1%}, without files {own:+.1%}."
+    grown = f"at most {grown:+.1%}, without files {own:+.1%}, in use {used:+.1%}"
+    return f"{done}\nMemory of tenths 3 to 10 against the second: {grown}."
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ def half(count: int | None = 2) -> float:
 
 def other(x):
     return x + 1
+
+__all__ = ["half"]
+__all__ += ["other"]
 '''
 
 
@@ -40,6 +43,7 @@ def test_mutants_change_one_place_and_no_annotation_or_message():
         lines = zip(SOURCE.splitlines(), mutant.change().splitlines(), strict=True)
         assert [number for number, (a, b) in enumerate(lines, 1) if a != b] == [mutant.line]
     assert {mutant.line for mutant in mutants.mutants_of(SOURCE, names=["other"])} == {11}
+    assert max(mutant.line for mutant in found) == 11
 
 
 def test_strict_is_not_changed():

@@ -29,7 +29,9 @@ from torch.utils._pytree import tree_leaves
 from videollm_mod import VideoLLMMoDCache, cache_videollm_mod
 from videollm_mod.cache_videollm_mod import (
     SPARE_ROOM,
+    PositionsMixin,
     TokenRun,
+    VideoLLMMoDDynamicLayer,
     _find_parts,
     grouped_attention_forward,
     use_grouped_attention,
@@ -71,6 +73,61 @@ def test_lengths_and_positions(scheme, static):
         assert (positions.diff() > 0).all()
         assert is_frame[positions].sum() == 5 * model.config.layer_keep_counts[layer]
         assert set((~is_frame).nonzero().squeeze(1).tolist()) <= set(positions.tolist())
+
+
+def test_layers_of_a_static_cache_can_be_cropped_and_their_counts_are_tensors():
+    """A compiled step would be specialised on numbers."""
+    model = tiny_model(mod_layers="interleaved")
+    static, growing = model.new_cache(max_lengths=[50] * 4), model.new_cache()
+    for cache in (static, growing):
+        assert [layer.is_croppable for layer in cache.layers] == [True] * 4
+        assert [isinstance(layer, PositionsMixin) for layer in cache.layers] == [False, True, False, True]
+        counts = cache.num_seen, cache.position_offset
+        assert [isinstance(x, torch.Tensor) for x in counts] == [cache is static] * 2 and [*map(int, counts)] == [0, 0]
+
+
+def test_bytes_of_a_layer_that_counts_its_own():
+    _, cache, _, _ = filled("interleaved")
+    cache.layers[0].num_bytes = 5
+    assert cache.num_bytes_by_kind == {"full": 5 + cache.lengths[2] * 128, "routed": sum(cache.lengths[1::2]) * 128}
+
+
+def test_room_doubles_up_to_the_capacity(monkeypatch):
+    monkeypatch.setattr(cache_videollm_mod, "_FIRST_ROOM", 4)
+    layer, rooms = VideoLLMMoDDynamicLayer(), []
+    layer.capacity = 10
+    for new in (3, 3, 3, 1, 1, 30):
+        layer.update(*torch.ones(2, 1, 2, new, 8))
+        rooms.append(len(layer.buffers[0]) - SPARE_ROOM)
+    # Beyond the capacity it doubles again. 30 more entries need more than that.
+    assert rooms == [4, 8, 10, 10, 20, 41] and layer.get_seq_length() == 41
+
+
+def test_rows_with_as_many_frames_get_no_filler_from_a_crop():
+    model, cache, _, _ = filled(batch=2)
+    cache.crop(-2, num_frames=0)
+    assert not cache.has_filler
+
+
+def test_all_tokens_can_be_evicted_at_once():
+    model, cache, ids, _ = filled()
+    everything = [TokenRun(ids.shape[1], 5, stays=False)]
+    model.evict_tokens(cache, everything)
+    assert cache.lengths == [0] * 4
+    features = random_features(model.config, 1)
+    given = {"input_ids": dialogue_ids(model.config, [1]), "frame_features": features}
+    with torch.no_grad():
+        assert_close(model(**given, cache=cache).logits, model(**given).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_only_a_single_token_and_a_first_step_need_no_grouped_mask():
+    model = tiny_model()
+    cache, config = with_room(model), model.config.text_config
+    assert cache.grouped_mask(0, torch.empty(1, 2, 32), None, config) is None
+    cache.layers[0].update(*torch.zeros(2, 1, 2, 6, 8))
+    assert cache.grouped_mask(0, torch.empty(1, 1, 32), None, config) is None
+    mask = cache.grouped_mask(0, torch.empty(1, 2, 32), None, config)
+    assert mask.shape == (1, 1, 4, 8) and mask.isinf().sum(dim=-1).flatten().tolist() == [1, 0, 1, 0]
 
 
 def test_bytes_count_keys_and_values():

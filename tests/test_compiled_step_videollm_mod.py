@@ -203,6 +203,16 @@ def test_a_step_does_not_wait_for_the_device(sees, monkeypatch):
         step_on_a_gpu(model, sees=sees)
 
 
+def test_scores_of_any_shape_leave_out_what_may_not_be_said():
+    model = tiny_model(frame_token_id=5)
+    model.generation_config.suppress_tokens = [2, 1000]
+    for shape in ((7,), (3, 7), (1, 3, 7)):
+        logits = torch.zeros(shape, dtype=torch.bfloat16)
+        scores = speakable(model, logits)
+        assert scores.dtype == torch.float32 and not logits.isinf().any()
+        assert scores.isinf().reshape(-1, 7).any(dim=0).tolist() == [index in (2, 5) for index in range(7)]
+
+
 def test_unwritten_entries_are_not_seen():
     model = tiny_model()
     config = model.config

@@ -132,6 +132,17 @@ def test_special_tokens_in_text_stay_text(processor, text):
         assert text in processor.tokenizer.decode(ids)
 
 
+def test_a_special_token_may_begin_like_another(processor):
+    """Text is cut at the longest one, so that a template's token stays whole."""
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["</", "</s>."]})
+    for text in ("Nothing.", "</s> and more."):
+        dialogue = [SYSTEM, stream(1), assistant(text)]
+        ids = processor.apply_chat_template(dialogue, tokenize=True)
+        assert ids.count(processor.tokenizer.eos_token_id) == 1
+        assert processor.tokenizer.convert_tokens_to_ids("</") not in ids
+        assert processor.tokenizer.decode(ids) == processor.apply_chat_template(dialogue)
+
+
 @pytest.mark.parametrize("text", DIRTY)
 def test_labels_match_text_that_contains_special_tokens(processor, text):
     batch = processor([SYSTEM, stream(2), assistant(text)], random_frames(2), return_labels=True)

@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 from engines import embedded, said, tiny_engine
-from tiny import random_frames, tiny_model, tiny_processor
+from tiny import random_frames, tiny_config, tiny_model, tiny_processor
 from transformers import GenerationConfig
 
 from videollm_mod import streaming_videollm_mod
-from videollm_mod.remembering_videollm_mod import StreamMemory
+from videollm_mod.remembering_videollm_mod import StreamMemory, check_limits, within_context
 from videollm_mod.serving import StreamingEngine
 from videollm_mod.train.data.sources import find_source, load_split
 from videollm_mod.train.streaming_evaluation import spoken_unasked, stream_example, unasked_replies
@@ -189,6 +189,16 @@ def test_newer_instructions_stay_in_place_of_the_first(is_answered, sinks):
     assert not any(piece.is_replaced for piece in session._memory.pieces) and first.length > 1
     assert torch.equal(values(), held) and session.num_remembered > 2
     assert int(session.cache.get_seq_length()) == sum(piece.length for piece in session._memory.pieces)
+
+
+def test_frames_with_their_text_must_fit_into_the_context():
+    """2,048 tokens hold 186 frames of 10 tokens and one of text, but not 187."""
+    config = tiny_config()
+    check_limits(config, 186, 0, None, 1)
+    with pytest.raises(ValueError, match="`max_frames` is 187, with 10 tokens per frame; .* for 2048 tokens"):
+        check_limits(config, 187, 0, None, 1)
+    assert within_context(config, 1) == {"max_frames": 139, "max_text_tokens": 259}
+    assert within_context(config, 1, max_frames=20) == {"max_frames": 20, "max_text_tokens": 914}
 
 
 def test_a_stream_of_an_engine_remembers_what_a_session_does():

@@ -13,7 +13,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
-from tiny import choose_kept, dialogue_ids, gate_of, random_features, tiny_config, tiny_model
+from tiny import CheckIndices, choose_kept, dialogue_ids, gate_of, random_features, tiny_config, tiny_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from transformers import AutoModel, AutoProcessor
 
@@ -27,6 +28,7 @@ from videollm_mod.routing_videollm_mod import (
     check_on_device,
     choose,
     compare_frames,
+    find_positions,
     preference,
     write_back,
 )
@@ -160,6 +162,27 @@ def test_plans_are_made_once():
     assert layout.plan(2) is layout.plan(2) is not layout.plan(1)
 
 
+def test_plans_and_positions_are_on_the_device_of_the_frames():
+    with FakeTensorMode(), CheckIndices():
+        on_gpu = {"device": torch.device("cuda")}
+        layout = FrameLayout(torch.ones(2, 12, dtype=torch.bool, **on_gpu), [3, 1], 4, keep_last=True)
+        plan = layout.plan(2)
+        found = [*vars(plan).values(), preference(4, 2, **on_gpu), layout.speaking_index, layout.rank]
+        tensors = [x for x in found if isinstance(x, torch.Tensor)]
+        assert len(tensors) == 10 and {x.device.type for x in tensors} == {"cuda"}
+        elsewhere = torch.zeros(2, 12, dtype=torch.long)
+        seen = [find_positions(None, layout, None, None, 0, x, **on_gpu) for x in (elsewhere, None)]
+        seen.append(find_positions(None, layout, elsewhere + 1, None, 0, None, **on_gpu))
+        assert [(x.device.type, x.dtype) for x in seen] == [("cuda", torch.int64)] * 3
+
+
+def test_positions_of_padded_rows_need_no_cache():
+    layout = layout_of(["fff.", ".fff"])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    positions = find_positions(None, layout, mask, None, 0, None, device=torch.device("cpu"))
+    assert positions.tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
+
+
 def test_write_back_puts_outputs_in_their_places():
     layout = layout_of(["..fff.fff.", ".fff......"])
     plan = layout.plan(2)
@@ -267,6 +290,38 @@ def test_reported_scores_are_float32_whatever_the_models_dtype():
     with torch.no_grad():
         scores = model(**inputs, output_router_scores=True).router_scores
     assert [layer.dtype for layer in scores] == [torch.float32] * 4
+
+
+def test_routers_score_once_without_a_gradient():
+    """In training mode too: there is nothing that a router could learn from."""
+    model = tiny_model(mod_layers="all", mod_router_loss="gradient").train()
+    inputs = {"input_ids": dialogue_ids(model.config, [2]), "frame_features": random_features(model.config, 2)}
+    calls = []
+    for router in model.model.routers.values():
+        router.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        model(**inputs)
+    assert len(calls) == len(model.model.routers)
+
+
+def test_flags_of_routers_are_truth_values():
+    assert {type(x) for r in ROUTERS.values() for x in (r.learns, r.is_pointwise, r.compares_frames)} == {bool}
+
+
+def test_masked_rows_without_a_cache_equal_single_rows():
+    """Layers of kept tokens see neither filler nor padding, and packed dialogues do not see each other."""
+    model = tiny_model(mod_layers="all")
+    rows = [dialogue_ids(model.config, [2, 1], seed=0), dialogue_ids(model.config, [1], seed=1)]
+    ids = torch.full((2, rows[0].shape[1]), 9)
+    mask = torch.zeros_like(ids)
+    for row, given in enumerate(rows):
+        ids[row, : given.shape[1]], mask[row, : given.shape[1]] = given[0], 1
+    features = random_features(model.config, 3, batch=2)
+    with torch.no_grad():
+        together = model(input_ids=ids, frame_features=features, num_frames=[3, 1], attention_mask=mask).logits
+        for row, (given, count) in enumerate(zip(rows, (3, 1), strict=True)):
+            alone = model(input_ids=given, frame_features=features[row : row + 1, :count]).logits
+            assert_close(together[row, : given.shape[1]], alone[0])
 
 
 @pytest.mark.parametrize("center", [False, True])

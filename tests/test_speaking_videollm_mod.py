@@ -3,6 +3,7 @@
 """When a session speaks without having learned it, and questions that leave no trace."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,16 @@ from transformers.generation.streamers import BaseStreamer
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
 from videollm_mod.generation_videollm_mod import DEFAULT_QUERY
 from videollm_mod.serving import StreamingEngine
-from videollm_mod.speaking_videollm_mod import DEFAULT_PROMPT, POLICIES, PROBE_QUESTION, Draft, Probe
+from videollm_mod.speaking_videollm_mod import (
+    _EARLY,
+    DEFAULT_PROMPT,
+    POLICIES,
+    PROBE_QUESTION,
+    Draft,
+    Policy,
+    Probe,
+    Speaking,
+)
 
 
 ROUTED = {"mod_layers": "interleaved"}
@@ -417,6 +427,29 @@ def test_thresholds_at_their_limits(speak, most):
     for threshold in (0, most):
         session = tiny_model().stream(tiny_processor(), speak=speak, speak_threshold=threshold)
         assert session._speaking.policy.threshold == threshold
+
+
+def test_a_frame_a_rounding_error_early_is_in_time():
+    """A policy is due at multiples of its period, and `min_silence` ends, within `_EARLY`."""
+    frame, early = SimpleNamespace(time=2.0 - _EARLY), SimpleNamespace(time=2.0 - 2 * _EARLY)
+    policy = POLICIES["every"](2.0)
+    policy.due = 2.0
+    assert policy.choose([early]) is None and policy.choose([early, frame]) == 1
+    speaking = Speaking(policy, min_silence=2.0)
+    speaking.last_reply = 0.0
+    assert speaking._may_speak(frame.time) and not speaking._may_speak(early.time)
+
+
+def test_a_policy_without_a_threshold_has_none():
+    assert [Policy().threshold, Policy(threshold=0.5).threshold] == [None, 0.5]
+
+
+def test_a_probe_asks_for_yes_or_no():
+    session, given = tiny_model().stream(tiny_processor()), []
+    session.push(random_frames(2))
+    for options in ({}, {"answers": ("Yes", "No")}, {"answers": ("Yes", "Red")}):
+        given.append(session.probe(ASKED, **options))
+    assert given[0] == given[1] != given[2]
 
 
 def test_the_configuration_knows_the_policies():

@@ -12,6 +12,7 @@ from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from tiny import (
@@ -847,6 +848,19 @@ def test_times_of_frames():
     session.push(random_frames(2), time=[3.0, 3.5])
     session.push(random_frames(1))
     assert session.time == 3.75
+    for times in (np.array([4.0, 4.5]), torch.tensor([5.0, 5.5]), np.float64(6.0)):
+        session.push(random_frames(len(np.atleast_1d(times))), time=times)
+    assert session.time == 6.0 and session.num_frames == 11
+
+
+@pytest.mark.parametrize(("max_text_tokens", "text"), [(None, 4 * 10 // 8), (30, 30)])
+def test_layers_have_room_for_what_a_session_remembers(max_text_tokens, text):
+    """Frames, their text, old text, a reply, and 256 tokens of new text."""
+    model, processor = tiny_model(mod_layers="interleaved"), tiny_processor()
+    session = model.stream(processor, max_frames=4, max_text_tokens=max_text_tokens, max_new_tokens=20)
+    text += 4 * processor.frame_text_tokens + 20 + 256
+    counts = model.config.layer_keep_counts
+    assert [layer.capacity for layer in session.cache.layers] == [4 * count + text for count in counts]
 
 
 @pytest.mark.parametrize(
@@ -924,7 +938,7 @@ def test_push_keeps_no_pixels_while_the_model_speaks(monkeypatch):
     ],
 )
 def test_refuses_options(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
+    with pytest.raises(ValueError, match=f"^`{next(iter(options))}`|`max_text_tokens` need"):
         tiny_model().stream(tiny_processor(), **options)
 
 

@@ -7,12 +7,14 @@ import json
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate.utils import slice_tensors
 from datasets import Dataset
+from safetensors.torch import save_file
 from tiny import (
     random_features,
     random_frames,
@@ -22,11 +24,12 @@ from tiny import (
     write_clip,
     write_noisy_clip,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import scatter_gather
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from videollm_mod.train.collator import EpochTeller, StreamCollator
+from videollm_mod.train.collator import EpochTeller, StreamCollator, augment_replies, normalize_pixels
 from videollm_mod.train.data import faults
 from videollm_mod.train.data.faults import row_record
 from videollm_mod.train.data.timed_messages import find_faults, load_timed_messages
@@ -117,6 +120,60 @@ def test_a_batch_can_be_split_by_rows(monkeypatch):
         assert part.keys() == replica.keys() == batch.keys()
         assert all(torch.equal(replica[name], part[name]) for name in part)
         torch.testing.assert_close(model(**part).logits, whole[rows], rtol=1e-4, atol=1e-5)
+
+
+def test_replies_are_corrupted_only_if_asked_for():
+    message = {"role": "assistant", "content": "A ball.", "time": 0.5}
+    rows = [row | {"messages": [message | {"time": 0.5 * at} for at in range(1, 9)]} for row in clips(9)]
+    by_default, never, often = (
+        StreamCollator(tiny_processor(), **options)(rows)
+        for options in ({}, {"augmentation": 0.0}, {"augmentation": 1.0})
+    )
+    assert by_default.keys() == never.keys() and all(torch.equal(by_default[name], never[name]) for name in never)
+    assert not torch.equal(by_default["labels"], often["labels"])
+
+
+def test_a_reply_is_corrected_at_the_next_frame_unless_another_comes_there():
+    """With a frame between the two replies, the correction comes first. With none, there is none."""
+    for between, corrects in ((2, True), (1, False)):
+        turns = [
+            {"role": "stream", "num_frames": 1},
+            {"role": "assistant", "content": "A."},
+            {"role": "stream", "num_frames": between},
+            {"role": "assistant", "content": "B."},
+        ]
+        late = [
+            {"role": "stream", "num_frames": 2, "learn": [False, True]},
+            {"role": "assistant", "content": "A."},
+            {"role": "stream", "num_frames": 1, "learn": [True]},
+            {"role": "assistant", "content": "B."},
+        ]
+        found = [augment_replies(turns, np.random.default_rng(seed), 0.5) for seed in range(200)]
+        assert (late in found) == corrects
+
+
+def test_features_of_another_shape_are_refused(tmp_path):
+    """They are read from a file; those of the model's shape make a batch."""
+    message = {"role": "assistant", "content": "A ball.", "time": 0.5}
+    path = tmp_path / "clip.safetensors"
+    save_file({"frame_features": torch.zeros(3, 4, 16)}, path, metadata={"fps": "2"})
+    row = {"messages": [message], "frame_features": str(path)}
+    for shape in (None, (4, 16)):
+        batch = StreamCollator(tiny_processor(frame_num_tokens=4), frame_feature_shape=shape)([row])
+        assert batch["frame_features"].shape == (1, 3, 4, 16)
+    for shape in ((5, 16), (4, 8)):
+        message = f"4 features of width 16 per frame, but the model reads {shape[0]} features of width {shape[1]}"
+        with pytest.raises(ValueError, match=message):
+            StreamCollator(tiny_processor(), frame_feature_shape=shape)([row])
+
+
+def test_normalized_pixels_are_on_the_device_of_the_batch():
+    with FakeTensorMode():
+        pixels = torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8, device="cuda")
+        processor = SimpleNamespace(normalize_frames=lambda frames: frames.float())
+        for dtype in (None, torch.bfloat16):
+            made = normalize_pixels({"pixel_values_videos": pixels}, processor, dtype=dtype)["pixel_values_videos"]
+            assert made.device.type == "cuda" and made.dtype == (dtype or torch.float32)
 
 
 def test_times_of_messages_count_from_the_start_of_a_row():
