@@ -300,15 +300,15 @@ def survey(options: argparse.Namespace) -> None:
 
 def tests_for(mutant: Mutant, known: dict[str, Any], most: float = math.inf) -> list[str]:
     """
-    Return the tests that run the changed statement, or at import those that run the function, the quickest first.
+    Return the tests that run the changed statement, the quickest first. If it runs at import only, these are the tests
+    that run the function around it, else the class, else the file.
 
     Up to half of the `most` seconds are for tests in the test file of the module.
     """
     lines = {int(line): tests for line, tests in known["lines"][mutant.module].items()}
     found = {test for line in range(mutant.first, mutant.last + 1) for test in lines.get(line, ())}
-    if not found:
-        scope = _enclosing(known["sources"][mutant.module], mutant.first)
-        found = {test for line in scope for test in lines.get(line, ())}
+    for scope in () if found else _enclosing(known["sources"][mutant.module], mutant.first):
+        found = found or {test for line in scope for test in lines.get(line, ())}
     timed = sorted((known["tests"][test], test) for test in found if known["tests"].get(test, math.inf) < LONGEST)
     own_file = f"tests/test_{mutant.module.replace('.', '_')}.py::"
     chosen, total = [], 0.0
@@ -320,14 +320,13 @@ def tests_for(mutant: Mutant, known: dict[str, Any], most: float = math.inf) -> 
     return [test for _, test in sorted(chosen)] or [test for _, test in timed[:1]]
 
 
-def _enclosing(source: str, line: int) -> range:
-    """Return the lines of the innermost function or class around a line, or of the file."""
-    best = range(1, source.count("\n") + 2)
+def _enclosing(source: str, line: int) -> list[range]:
+    """Return the lines of each function and class around a line, from inside out, and of the file."""
+    found = [range(1, source.count("\n") + 2)]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.lineno <= line <= node.end_lineno:
-            lines = range(node.lineno, node.end_lineno + 1)
-            best = min(best, lines, key=len)
-    return best
+            found.append(range(node.lineno, node.end_lineno + 1))
+    return sorted(found, key=len)
 
 
 # ----------------------------------------------------------------------------------------------------------------- run

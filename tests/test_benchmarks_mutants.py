@@ -82,6 +82,10 @@ def test_quick_tests_of_the_changed_lines_run_first():
     # Defaults are set when the file is imported: tests that run the function know them.
     default = next(mutant for mutant in mutants.mutants_of(SOURCE, module="page") if mutant.line == 4)
     assert mutants.tests_for(default, known) == ["quick", "slow"]
+    # A class that has only fields runs no line in a test.
+    source = SOURCE + "class Pair:\n    first = 5\n"
+    field = next(mutant for mutant in mutants.mutants_of(source, module="page") if mutant.before == "5")
+    assert mutants.tests_for(field, known | {"sources": {"page": source}}) == ["elsewhere", "quick", "slow"]
 
 
 def test_wilsons_interval():

@@ -30,6 +30,7 @@ from videollm_mod import VideoLLMMoDCache, cache_videollm_mod
 from videollm_mod.cache_videollm_mod import (
     SPARE_ROOM,
     PositionsMixin,
+    RecentFrames,
     TokenRun,
     VideoLLMMoDDynamicLayer,
     _find_parts,
@@ -107,6 +108,39 @@ def test_rows_with_as_many_frames_get_no_filler_from_a_crop():
     model, cache, _, _ = filled(batch=2)
     cache.crop(-2, num_frames=0)
     assert not cache.has_filler
+
+
+def test_recent_frames_know_where_they_end_after_evictions():
+    recent = RecentFrames()
+    recent.add(torch.arange(12.0).view(3, 4, 1), [3], torch.tensor([5, 9, 14]), 0)
+    assert recent.last.flatten().tolist() == [8, 9, 10, 11] and recent.last.shape == (1, 4, 1)
+    recent.evict([TokenRun(1), TokenRun(4, 1, stays=False), TokenRun(4, 1), TokenRun(1, stays=False), TokenRun(5, 1)])
+    assert recent.ends[0].tolist() == [1, 5, 9] and recent.least == 0
+    before = recent.add(torch.zeros(1, 4, 1), [1], torch.tensor([14]), 10)
+    assert before.flatten().tolist() == [8, 9, 10, 11] and recent.least == 10
+    recent.evict([TokenRun(1), TokenRun(4, 1, stays=False), TokenRun(9, 2)])
+    assert recent.ends[0].tolist() == [10] and recent.least == 6
+
+
+def test_a_static_cache_forgets_positions_and_keeps_its_counts_on_the_device():
+    model, cache, ids, _ = filled(static=True)
+    count = cache.num_seen
+    cache.crop(-2, num_frames=0)
+    for layer, length in enumerate(cache.lengths):
+        assert (cache.get_positions(layer)[:, length:] == -1).all() and (
+            cache.get_positions(layer) >= 0
+        ).sum() == length
+    cache.reset()
+    assert cache.num_seen is count and int(count) == 0 and int(cache.position_offset) == 0
+
+
+def test_only_keys_before_the_last_gap_are_kept_as_they_were():
+    """Those of later entries do not move. A key has 2 heads of 8 numbers."""
+    model, cache, ids, _ = filled("full")
+    before = cache.num_bytes
+    model.evict_tokens(cache, [TokenRun(5), TokenRun(10, 1, stays=False), TokenRun(ids.shape[1] - 15, 4)])
+    entry = 4 * 2 * 8 * 4  # bytes of the keys of all layers
+    assert cache.num_bytes == before - 10 * 2 * entry + 5 * entry
 
 
 def test_all_tokens_can_be_evicted_at_once():

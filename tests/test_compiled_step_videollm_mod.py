@@ -147,6 +147,26 @@ def test_a_compiled_session_compares_frames_as_an_eager_one_does(monkeypatch):
         assert torch.equal(compiled.cache.get_positions(layer), eager.cache.get_positions(layer))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mod_layers": "all"}, {"mod_router": "change"}, {"mod_keep_ratio": [1.0, 0.0]}, {"mod_keep_ratio": 1.0}],
+)
+def test_what_is_compiled_equals_a_session_for_each_routing(options, monkeypatch):
+    """Nothing is compiled here, so that it is quick."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model = quiet_model(**options)
+    compiled, plain = (watch(model, num_frames=90, compile=c) for c in (True, False))
+    assert compiled._compiled is not None and plain._compiled is None
+    assert told(compiled) == told(plain) and compiled.cache.lengths == plain.cache.lengths
+    assert compiled.interval_probability == pytest.approx(plain.interval_probability, rel=1e-3)
+    assert int(compiled.cache.num_seen) == int(plain.cache.num_seen)
+    assert int(compiled.cache.position_offset) == int(plain.cache.position_offset) > 0
+    for layer in model.config.routed_layers:
+        assert_close(compiled.router_scores[layer], plain.router_scores[layer], atol=1e-4, rtol=1e-3)
+        assert torch.equal(compiled.kept_tokens[layer], plain.kept_tokens[layer])
+        assert torch.equal(compiled.cache.get_positions(layer), plain.cache.get_positions(layer))
+
+
 def test_frames_with_numbers_are_compiled_for_any_number_of_digits(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced, without generated code
     processor = turn_processor("internvl")

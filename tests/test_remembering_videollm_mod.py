@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an endless stream forgets. Tests of sessions check what the cache holds then."""
 
+import math
 import random
 
 import pytest
@@ -191,10 +192,23 @@ def test_newer_instructions_stay_in_place_of_the_first(is_answered, sinks):
     assert int(session.cache.get_seq_length()) == sum(piece.length for piece in session._memory.pieces)
 
 
+def test_a_new_memory_is_empty():
+    memory = StreamMemory(None, 0, None)
+    assert (memory.is_crowded, memory.instructs, memory.pieces) == (False, False, [])
+    assert memory.room(10**9) == math.inf and memory.forget(10**9) == []
+    memory.add_text(3)
+    memory.add_frame(10, 1)
+    assert [(piece.length, piece.separator, piece.is_beginning) for piece in memory.pieces] == [
+        (3, 0, True),
+        (11, 1, False),
+    ]
+
+
 def test_frames_with_their_text_must_fit_into_the_context():
     """2,048 tokens hold 186 frames of 10 tokens and one of text, but not 187."""
     config = tiny_config()
     check_limits(config, 186, 0, None, 1)
+    check_limits(config, 128, 0, None, 6)  # exactly
     with pytest.raises(ValueError, match="`max_frames` is 187, with 10 tokens per frame; .* for 2048 tokens"):
         check_limits(config, 187, 0, None, 1)
     assert within_context(config, 1) == {"max_frames": 139, "max_text_tokens": 259}

@@ -28,6 +28,7 @@ from videollm_mod.routing_videollm_mod import (
     check_on_device,
     choose,
     compare_frames,
+    find_frames,
     find_positions,
     preference,
     write_back,
@@ -174,6 +175,24 @@ def test_plans_and_positions_are_on_the_device_of_the_frames():
         seen = [find_positions(None, layout, None, None, 0, x, **on_gpu) for x in (elsewhere, None)]
         seen.append(find_positions(None, layout, elsewhere + 1, None, 0, None, **on_gpu))
         assert [(x.device.type, x.dtype) for x in seen] == [("cuda", torch.int64)] * 3
+
+
+def test_a_gate_may_come_from_another_device():
+    with FakeTensorMode():
+        output = torch.zeros(1, 4, 8, device="cuda:1", dtype=torch.bfloat16)
+        short, excess = torch.zeros(1, 4, 8, device="cuda:0", dtype=torch.bfloat16), torch.zeros(4, device="cuda:0")
+        for on_update in (False, True):
+            gated = apply_gate(output, short, excess, 2.0, on_update=on_update)
+            assert gated.device == output.device and gated.dtype == torch.bfloat16
+
+
+def test_the_host_knows_the_numbers_of_frames():
+    """Tensors in their place would make it wait for the device."""
+    config = tiny_config()
+    ids, features = dialogue_ids(config, [2]), random_features(config, 2)
+    for given in ([2], torch.tensor([2]), None):
+        layout = find_frames(config, ids, None, None, features, given, None)
+        assert layout.num_frames == [2] and type(layout.num_frames[0]) is int
 
 
 def test_positions_of_padded_rows_need_no_cache():

@@ -440,6 +440,23 @@ def test_a_frame_a_rounding_error_early_is_in_time():
     assert speaking._may_speak(frame.time) and not speaking._may_speak(early.time)
 
 
+def test_replies_are_remembered_only_if_they_may_not_repeat():
+    for no_repeat, known in ((0, ()), (2, ("b", "c"))):
+        speaking = Speaking(Policy(), no_repeat=no_repeat)
+        for time, text in enumerate(("A.", "B.", "C.")):
+            speaking.shown(float(time), text)
+        assert tuple(text.strip(".").lower() for text in speaking._recent) == known and speaking.last_reply == 2.0
+
+
+def test_six_words_in_a_row_are_a_loop():
+    tokenizer = tiny_tokenizer()
+    for count, ends in ((6, False), (7, True)):
+        draft = Draft(tokenizer, None, (), no_repeat=True, max_words=0)
+        for token in tokenizer.encode("A red ball. " + "left " * count + "right"):
+            draft.add(token)
+        assert draft.must_end == ends
+
+
 def test_a_policy_without_a_threshold_has_none():
     assert [Policy().threshold, Policy(threshold=0.5).threshold] == [None, 0.5]
 

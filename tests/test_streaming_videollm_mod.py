@@ -853,6 +853,24 @@ def test_times_of_frames():
     assert session.time == 6.0 and session.num_frames == 11
 
 
+def test_latencies_are_seconds_since_a_frame_or_question_came():
+    model, processor = scripted([1], ["A ball.", "Red."])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    begin = time.perf_counter()
+    session.push(random_frames(3))
+    session.ask("What?")
+    most = time.perf_counter() - begin
+    latencies = [*session.frame_latencies, *(event.latency for event in session if event.role == "assistant")]
+    assert len(latencies) > 2 and all(0 < latency < most for latency in latencies)
+    assert 0 < session._reply_seconds < most
+
+
+def test_no_step_has_more_frames_than_the_session_may_forget():
+    model, processor = tiny_model(), tiny_processor()
+    for options, most in (({}, 8), ({"max_frames": 6}, 6), ({"max_frames": 6, "sink_frames": 2}, 4)):
+        assert model.stream(processor, chunk_frames=8, **options).chunk_frames == most
+
+
 @pytest.mark.parametrize(("max_text_tokens", "text"), [(None, 4 * 10 // 8), (30, 30)])
 def test_layers_have_room_for_what_a_session_remembers(max_text_tokens, text):
     """Frames, their text, old text, a reply, and 256 tokens of new text."""
