@@ -6,6 +6,7 @@ import copy
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from counting import CountOperations
@@ -28,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from videollm_mod import VideoLLMMoDCache, cache_videollm_mod
 from videollm_mod.cache_videollm_mod import (
+    MAX_OFFSET,
     SPARE_ROOM,
     PositionsMixin,
     RecentFrames,
@@ -95,10 +97,12 @@ def test_bytes_of_a_layer_that_counts_its_own():
 
 def test_room_doubles_up_to_the_capacity(monkeypatch):
     monkeypatch.setattr(cache_videollm_mod, "_FIRST_ROOM", 4)
-    layer, rooms = VideoLLMMoDDynamicLayer(), []
+    layer, rooms, given = VideoLLMMoDDynamicLayer(), [], torch.randn(2, 1, 2, 41, 8)
     layer.capacity = 10
     for new in (3, 3, 3, 1, 1, 30):
-        layer.update(*torch.ones(2, 1, 2, new, 8))
+        begin = layer.get_seq_length()
+        found = layer.update(*given[..., begin : begin + new, :])
+        assert all(torch.equal(x, y) for x, y in zip(found, given[..., : begin + new, :], strict=True))
         rooms.append(len(layer.buffers[0]) - SPARE_ROOM)
     # Beyond the capacity it doubles again. 30 more entries need more than that.
     assert rooms == [4, 8, 10, 10, 20, 41] and layer.get_seq_length() == 41
@@ -141,6 +145,20 @@ def test_only_keys_before_the_last_gap_are_kept_as_they_were():
     model.evict_tokens(cache, [TokenRun(5), TokenRun(10, 1, stays=False), TokenRun(ids.shape[1] - 15, 4)])
     entry = 4 * 2 * 8 * 4  # bytes of the keys of all layers
     assert cache.num_bytes == before - 10 * 2 * entry + 5 * entry
+
+
+def test_positions_start_again_where_float32_is_as_coarse_as_bfloat16():
+    assert np.spacing(np.float32(MAX_OFFSET - 1)) / 2 == 2**-9
+
+
+def test_a_crop_may_end_at_the_first_frame_that_is_known():
+    recent = RecentFrames()
+    recent.add(torch.zeros(1, 4, 1), [1], torch.tensor([5]), 0)
+    recent.add(torch.zeros(1, 4, 1), [1], torch.tensor([10]), 6)
+    for length in (6, 0):
+        recent.check_crop(length)
+    with pytest.raises(ValueError, match="Cannot crop to 5 tokens.* at least 6"):
+        recent.check_crop(5)
 
 
 def test_all_tokens_can_be_evicted_at_once():

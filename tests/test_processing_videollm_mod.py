@@ -132,6 +132,16 @@ def test_special_tokens_in_text_stay_text(processor, text):
         assert text in processor.tokenizer.decode(ids)
 
 
+def test_timed_messages_are_placed_at_the_rate_and_start_of_the_frames(processor):
+    dialogue = [SYSTEM, assistant("A ball.") | {"time": 3.5}]
+    for options, before in (({"fps": 2, "start": 2.0}, 4), ({"fps": 1, "start": 2.0}, 3), ({"fps": 1}, 5)):
+        batch = processor(dialogue, random_frames(8), **options)
+        text = processor.tokenizer.decode(batch["input_ids"][0]).replace(FRAME, "F")
+        assert text.partition("]")[0].count("F") == before
+    with pytest.raises(ValueError, match="start"):
+        processor(dialogue, random_frames(8), start=-1.0)
+
+
 def test_a_special_token_may_begin_like_another(processor):
     """Text is cut at the longest one, so that a template's token stays whole."""
     processor.tokenizer.add_special_tokens({"additional_special_tokens": ["</", "</s>."]})

@@ -204,6 +204,19 @@ def test_a_new_memory_is_empty():
     ]
 
 
+def test_memory_is_crowded_only_while_other_text_goes_for_text_that_stays():
+    memory = StreamMemory(4, 0, 8)
+    memory.add_text(20)  # the beginning, which stays
+    for _ in range(3):
+        memory.add_frame(10, 1)
+    memory.forget(1)
+    assert not memory.is_crowded, "there is no other text"
+    memory.add_text(3)
+    memory.add_frame(10, 1)
+    gone = memory.forget(1)
+    assert memory.is_crowded and sum(run.num_tokens for run in gone if not run.stays) > 3
+
+
 def test_frames_with_their_text_must_fit_into_the_context():
     """2,048 tokens hold 186 frames of 10 tokens and one of text, but not 187."""
     config = tiny_config()
@@ -211,6 +224,9 @@ def test_frames_with_their_text_must_fit_into_the_context():
     check_limits(config, 128, 0, None, 6)  # exactly
     with pytest.raises(ValueError, match="`max_frames` is 187, with 10 tokens per frame; .* for 2048 tokens"):
         check_limits(config, 187, 0, None, 1)
+    with pytest.raises(ValueError, match="`max_text_tokens` must be a whole number"):
+        check_limits(config, 20, 0, -1, 1)
+    assert within_context(config, 3000) == {"max_frames": 1, "max_text_tokens": 1}
     assert within_context(config, 1) == {"max_frames": 139, "max_text_tokens": 259}
     assert within_context(config, 1, max_frames=20) == {"max_frames": 20, "max_text_tokens": 914}
 

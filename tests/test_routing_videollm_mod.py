@@ -200,6 +200,9 @@ def test_positions_of_padded_rows_need_no_cache():
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
     positions = find_positions(None, layout, mask, None, 0, None, device=torch.device("cpu"))
     assert positions.tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
+    # Evictions have moved the positions of what follows.
+    moved = find_positions(None, layout, mask, SimpleNamespace(position_offset=7), 0, None, device=mask.device)
+    assert torch.equal(moved, positions + 7)
 
 
 def test_write_back_puts_outputs_in_their_places():

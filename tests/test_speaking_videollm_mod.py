@@ -438,6 +438,8 @@ def test_a_frame_a_rounding_error_early_is_in_time():
     speaking = Speaking(policy, min_silence=2.0)
     speaking.last_reply = 0.0
     assert speaking._may_speak(frame.time) and not speaking._may_speak(early.time)
+    policy.due = 0.0
+    assert speaking.choose([early]) == (1, False) and speaking.choose([early, frame]) == (2, True)
 
 
 def test_replies_are_remembered_only_if_they_may_not_repeat():

@@ -865,6 +865,41 @@ def test_latencies_are_seconds_since_a_frame_or_question_came():
     assert 0 < session._reply_seconds < most
 
 
+def test_figures_count_the_tokens_of_all_replies_and_the_frames_up_to_the_reply():
+    model, processor = scripted([1], ["A ball.", "Red."])
+    session = model.stream(processor, system_prompt=SYSTEM, chunk_frames=5)
+    session.push(random_frames(4))
+    assert session.num_frames == 4 and [event.frame for event in session] == [1]
+    session.ask("What?")
+    replies = [event for event in session if event.role == "assistant"]
+    assert session._reply_tokens == sum(len(event.token_ids) for event in replies) > len(replies[-1].token_ids)
+    assert len(session.frame_latencies) == 2, "of the step after the reply"
+
+
+def test_what_an_event_says_if_nothing_else_is_known():
+    event = StreamEvent(1.0, 2, "user", "Hi.")
+    assert vars(event) == {
+        "time": 1.0,
+        "frame": 2,
+        "role": "user",
+        "text": "Hi.",
+        "token_ids": (),
+        "interval_probability": None,
+        "latency": 0.0,
+        "interrupted": False,
+    }
+
+
+def test_only_instructions_stay():
+    for instructs in (False, True):
+        model, processor = scripted([], [])
+        session = model.stream(processor, max_frames=4, max_text_tokens=50)
+        session.push(random_frames(3))
+        session.hear("Red things.", reply_now=False, **({"instructs": True} if instructs else {}))
+        session.push(random_frames(1))
+        assert any(piece.is_beginning for piece in session._memory.pieces[2:]) == instructs
+
+
 def test_no_step_has_more_frames_than_the_session_may_forget():
     model, processor = tiny_model(), tiny_processor()
     for options, most in (({}, 8), ({"max_frames": 6}, 6), ({"max_frames": 6, "sink_frames": 2}, 4)):
@@ -887,6 +922,7 @@ def test_layers_have_room_for_what_a_session_remembers(max_text_tokens, text):
         (lambda s: s.push(random_frames(1), time=0.5), "must increase, got 0.5 s after 0.5 s"),
         (lambda s: s.push(random_frames(2), time=[2.0, 1.0]), "must increase"),
         (lambda s: s.push(random_frames(2), time=[2.0]), "1 times for 2 frames"),
+        (lambda s: s.push(random_frames(2), time=[2.0, "soon"]), "time\\[1\\]"),
         (lambda s: s.push(random_frames(1).transpose(0, 3, 1, 2)), "Channels seem to come first"),
         (lambda s: s.ask("  "), "empty"),
         (lambda s: s.hear(None, reply_now=False), "no text needs `reply_now=True`"),

@@ -133,6 +133,33 @@ def test_replies_are_corrupted_only_if_asked_for():
     assert not torch.equal(by_default["labels"], often["labels"])
 
 
+def test_other_dialogues_have_other_replies_corrupted():
+    def corrupted(text):
+        messages = [{"role": "assistant", "content": f"{text} {at}.", "time": 0.5 * at} for at in range(1, 20)]
+        row = {"messages": messages, "frame_features": random_features(tiny_config(), 20)[0]}
+        turns, _ = StreamCollator(tiny_processor(), augmentation=0.5)._read(row)
+        return {turn["content"][-3:] for turn in turns if turn["role"] == "assistant" and turn.get("learn", True)}
+
+    found = [corrupted(text) for text in ("A ball", "A cube", "A ball")]
+    assert found[0] == found[2] != found[1]
+
+
+def test_packed_rows_have_the_features_of_each():
+    rows = clips(2, 3)
+    batch = StreamCollator(tiny_processor(), packing=True)(rows)
+    assert torch.equal(batch["frame_features"][0], torch.cat([row["frame_features"] for row in rows]))
+    assert batch["num_frames"].tolist() == [5] and batch["seq_idx"].diff().sum() == 1
+
+
+def test_frames_of_two_sizes_are_refused():
+    processor = tiny_processor()
+    processor.video_processor.do_resize = False
+    row = {"messages": [{"role": "assistant", "content": "A ball.", "time": 0.5}]}
+    row["video"] = [*random_frames(64), *random_frames(2, size=(16, 32))]
+    with pytest.raises(ValueError, match="must have one size, got 16 x 32 and 32 x 32"):
+        StreamCollator(processor)([row])
+
+
 def test_a_reply_is_corrected_at_the_next_frame_unless_another_comes_there():
     """With a frame between the two replies, the correction comes first. With none, there is none."""
     for between, corrects in ((2, True), (1, False)):
