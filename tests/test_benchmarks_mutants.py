@@ -79,6 +79,8 @@ def test_quick_tests_of_the_changed_lines_run_first():
         "sources": {"page": SOURCE},
     }
     assert mutants.tests_for(mutant, known) == ["quick", "slow"]
+    assert mutants.tests_for(mutant, known, kills={"slow": 30}) == ["slow", "quick"]
+    assert mutants.tests_for(mutant, known, 1.0) == ["quick"]
     # Defaults are set when the file is imported: tests that run the function know them.
     default = next(mutant for mutant in mutants.mutants_of(SOURCE, module="page") if mutant.line == 4)
     assert mutants.tests_for(default, known) == ["quick", "slow"]
