@@ -16,9 +16,9 @@ condition. mutmut itself skips decorated functions, so its operators are used he
 annotations, the letter case of strings, texts of errors and warnings, and `strict=` of `zip`, which changes nothing
 unless the code is wrong.
 
-Each mutant has a forked process, which has imported the libraries already. It runs the tests that run the changed line,
-up to the first that fails: first quick ones, and those that killed many mutants before. A mutant is killed if a test
-fails or needs too much time.
+Each mutant has a forked process, which has imported the libraries already. It runs the tests that run the changed
+line, up to the first that fails: first quick ones, and those that killed many mutants before. A mutant is killed if a
+test fails or needs too much time.
 """
 
 import argparse
