@@ -312,11 +312,13 @@ def tests_for(
     """
     lines = {int(line): tests for line, tests in known["lines"][mutant.module].items()}
     found = {test for line in range(mutant.first, mutant.last + 1) for test in lines.get(line, ())}
+    own_file = f"tests/test_{mutant.module.replace('.', '_')}.py::"
     for scope in () if found else _enclosing(known["sources"][mutant.module], mutant.first):
         found = found or {test for line in scope for test in lines.get(line, ())}
+        if scope[0] == 1:  # a test may read a constant and run no line of the file
+            found |= {test for test in known["tests"] if test.startswith(own_file)}
     timed = [(known["tests"][test], test) for test in found if known["tests"].get(test, math.inf) < LONGEST]
     timed.sort(key=lambda x: (x[0] / (1 + kills.get(x[1], 0)), x[1]))
-    own_file = f"tests/test_{mutant.module.replace('.', '_')}.py::"
     chosen, total = [], 0.0
     for part, limit in (([x for x in timed if x[1].startswith(own_file)], most / 2), (timed, most)):
         for seconds, test in part:

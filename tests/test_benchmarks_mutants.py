@@ -86,8 +86,14 @@ def test_quick_tests_of_the_changed_lines_run_first():
     assert mutants.tests_for(default, known) == ["quick", "slow"]
     # A class that has only fields runs no line in a test.
     source = SOURCE + "class Pair:\n    first = 5\n"
+    known["tests"]["tests/test_page.py::test_constants"] = 0.0
     field = next(mutant for mutant in mutants.mutants_of(source, module="page") if mutant.before == "5")
-    assert mutants.tests_for(field, known | {"sources": {"page": source}}) == ["elsewhere", "quick", "slow"]
+    assert mutants.tests_for(field, known | {"sources": {"page": source}}) == [
+        "tests/test_page.py::test_constants",
+        "elsewhere",
+        "quick",
+        "slow",
+    ]
 
 
 def test_wilsons_interval():

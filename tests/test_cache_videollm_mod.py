@@ -129,7 +129,13 @@ def test_recent_frames_know_where_they_end_after_evictions():
 def test_a_static_cache_forgets_positions_and_keeps_its_counts_on_the_device():
     model, cache, ids, _ = filled(static=True)
     count = cache.num_seen
-    cache.crop(-2, num_frames=0)
+    recent = RecentFrames()
+    for _ in range(2):
+        recent.add(torch.zeros(1, 4, 1), [1], torch.tensor([9]), count)
+    with torch.no_grad():
+        model(input_ids=ids[:, :1], cache=cache)
+    assert cache.num_seen is count and int(recent.least) == int(count) - 1
+    cache.crop(-3, num_frames=0)
     for layer, length in enumerate(cache.lengths):
         assert (cache.get_positions(layer)[:, length:] == -1).all() and (
             cache.get_positions(layer) >= 0
@@ -221,13 +227,16 @@ def test_cropped_rows_with_different_frames(scheme):
     cache = model.new_cache()
     with torch.no_grad():
         model(input_ids=ids, frame_features=features, num_frames=[3, 1], cache=cache)
-    length = 5 + FRAME  # both rows end with their first frame here
-    cache.crop(length - longest)
-    logits = next_logits(model, cache, batch=2)
-    for row in range(2):
-        with torch.no_grad():
-            alone = model(input_ids=ids[row : row + 1, :length], frame_features=features[row : row + 1, :1])
-        assert_close(logits[row : row + 1], next_logits(model, alone.cache))
+    # The first row ends with its second frame and then with its first, the other in text and then with its frame.
+    for counts in ((2, 1), (1, 1)):
+        shown = (ids[0] == model.config.frame_token_id).nonzero().flatten()
+        length = int(shown[counts[0] * FRAME - 1]) + 1
+        cache.crop(length - int(cache.num_seen))
+        logits = next_logits(model, cache, batch=2)
+        for row, count in enumerate(counts):
+            with torch.no_grad():
+                alone = model(input_ids=ids[row : row + 1, :length], frame_features=features[row : row + 1, :count])
+            assert_close(logits[row : row + 1], next_logits(model, alone.cache), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("static", [False, True])

@@ -326,6 +326,22 @@ def test_routers_score_once_without_a_gradient():
     assert len(calls) == len(model.model.routers)
 
 
+def test_normalized_scores_are_those_of_tokens_of_length_one():
+    """Tiny ones too: only tokens shorter than 1e-6 are not stretched to it."""
+    router = LearnedRouter(tiny_config(), 0)
+    torch.nn.init.normal_(router.weight)
+    tokens = torch.randn(2, 3, 32) * torch.tensor([1e3, 1.0, 1e-3])[:, None]
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(tokens, dim=-1) @ router.weight[0]
+        assert_close(router(tokens).squeeze(-1), expected, atol=1e-5, rtol=1e-4)
+        assert not router(torch.zeros(1, 1, 32)).any()
+
+
+def test_slots_know_their_frame_if_all_tokens_but_one_are_kept():
+    plan = layout_of(["ffff.ffff."], tokens=4).plan(3)
+    assert plan.slot_frame.tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
+
+
 def test_flags_of_routers_are_truth_values():
     assert {type(x) for r in ROUTERS.values() for x in (r.learns, r.is_pointwise, r.compares_frames)} == {bool}
 

@@ -1120,7 +1120,7 @@ def test_a_clip_pushed_at_its_own_rate_is_narrated_as_the_file():
 
 def test_frames_that_come_too_fast_by_the_clock_are_reported(monkeypatch):
     model, processor = scripted([], [])
-    now, warned = [0.0], []
+    now, warned = [1000.0], []
     monkeypatch.setattr(streaming_videollm_mod.clock, "perf_counter", lambda: now[0])
     monkeypatch.setattr(streaming_videollm_mod.logger, "warning_once", warned.append)
 
