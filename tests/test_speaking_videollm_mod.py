@@ -140,6 +140,8 @@ def test_a_stream_that_ends_before_the_answer_says_so():
 @pytest.mark.parametrize(
     ("question", "answers", "message"),
     [
+        (ASKED, "No", "must be two texts"),
+        (ASKED, ("Yes", "No", "Red"), "must be two texts"),
         (" ", ("Yes", "No"), "not empty"),
         ("Is it?", ("Yes", "Yes"), "must begin with different tokens"),
         ("Is it?", "Yes", "two texts"),
