@@ -89,6 +89,13 @@ def test_layers_of_a_static_cache_can_be_cropped_and_their_counts_are_tensors():
         assert [isinstance(x, torch.Tensor) for x in counts] == [cache is static] * 2 and [*map(int, counts)] == [0, 0]
 
 
+def test_a_layer_that_skips_one_token_of_a_frame_is_routed():
+    model = tiny_model(mod_layers="all", mod_keep_ratio=0.9)
+    assert model.config.layer_keep_counts == [9] * 4
+    for cache in (model.new_cache(), model.new_cache(max_lengths=[50] * 4)):
+        assert all(isinstance(layer, PositionsMixin) for layer in cache.layers)
+
+
 def test_bytes_of_a_layer_that_counts_its_own():
     _, cache, _, _ = filled("interleaved")
     cache.layers[0].num_bytes = 5

@@ -195,6 +195,13 @@ def test_the_host_knows_the_numbers_of_frames():
         assert layout.num_frames == [2] and type(layout.num_frames[0]) is int
 
 
+def test_a_given_mask_says_which_tokens_are_frames():
+    config = tiny_config()
+    ids = dialogue_ids(config, [2])
+    layout = find_frames(config, ids, None, None, None, None, torch.zeros_like(ids, dtype=torch.bool))
+    assert layout.num_frames == [0] and not layout.frame_token_mask.any()
+
+
 def test_positions_of_padded_rows_need_no_cache():
     layout = layout_of(["fff.", ".fff"])
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from engines import said, tiny_engine
 from tiny import random_frames, tiny_config, tiny_model, tiny_processor, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch.testing import assert_close
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
@@ -442,6 +443,18 @@ def test_a_frame_a_rounding_error_early_is_in_time():
     assert speaking._may_speak(frame.time) and not speaking._may_speak(early.time)
     policy.due = 0.0
     assert speaking.choose([early]) == (1, False) and speaking.choose([early, frame]) == (2, True)
+
+
+def test_a_tokenizer_may_put_a_token_before_each_text():
+    tokenizer = tiny_tokenizer()
+    expected = Probe(tokenizer, ASKED)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert tokenizer.encode("Yes")[0] == 1
+    probe = Probe(tokenizer, ASKED)  # it would refuse answers that begin with the same token
+    logits = torch.randn(len(tokenizer))
+    for each in (expected, probe):
+        each.read(logits)
+    assert probe.probability == expected.probability
 
 
 def test_replies_are_remembered_only_if_they_may_not_repeat():

@@ -890,6 +890,18 @@ def test_what_an_event_says_if_nothing_else_is_known():
     }
 
 
+def test_the_oldest_waiting_frame_can_be_dropped():
+    model, processor = scripted([], [])
+    session = model.stream(processor, system_prompt=SYSTEM)
+    assert session.frame_latencies == [] and not session.drop_oldest() and session.num_dropped == 0
+    session.is_paused = True
+    session.push(random_frames(3))
+    assert session.drop_oldest() and session.num_dropped == 1
+    session.is_paused = False
+    session.push(random_frames(1))
+    assert session.num_frames == 3 and session.time == 1.5
+
+
 def test_only_instructions_stay():
     for instructs in (False, True):
         model, processor = scripted([], [])

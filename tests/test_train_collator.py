@@ -151,6 +151,12 @@ def test_packed_rows_have_the_features_of_each():
     assert batch["num_frames"].tolist() == [5] and batch["seq_idx"].diff().sum() == 1
 
 
+def test_a_video_without_frames_is_refused_by_name():
+    row = {"messages": [{"role": "assistant", "content": "A ball.", "time": 0.5}], "video": iter(())}
+    with pytest.raises(ValueError, match="The video is empty: there is no frame"):
+        StreamCollator(tiny_processor())([row])
+
+
 def test_frames_of_two_sizes_are_refused():
     processor = tiny_processor()
     processor.video_processor.do_resize = False
@@ -183,11 +189,11 @@ def test_features_of_another_shape_are_refused(tmp_path):
     """They are read from a file; those of the model's shape make a batch."""
     message = {"role": "assistant", "content": "A ball.", "time": 0.5}
     path = tmp_path / "clip.safetensors"
-    save_file({"frame_features": torch.zeros(3, 4, 16)}, path, metadata={"fps": "2"})
+    save_file({"frame_features": torch.zeros(6, 4, 16)}, path, metadata={"fps": "2"})
     row = {"messages": [message], "frame_features": str(path)}
     for shape in (None, (4, 16)):
         batch = StreamCollator(tiny_processor(frame_num_tokens=4), frame_feature_shape=shape)([row])
-        assert batch["frame_features"].shape == (1, 3, 4, 16)
+        assert batch["frame_features"].shape == (1, 6, 4, 16)
     for shape in ((5, 16), (4, 8)):
         message = f"4 features of width 16 per frame, but the model reads {shape[0]} features of width {shape[1]}"
         with pytest.raises(ValueError, match=message):
