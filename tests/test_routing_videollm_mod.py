@@ -349,6 +349,22 @@ def test_slots_know_their_frame_if_all_tokens_but_one_are_kept():
     assert plan.slot_frame.tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
 
 
+@pytest.mark.parametrize("gate_on", ["update", "output"])
+def test_a_gate_of_zero_removes_the_update_or_the_output(gate_on):
+    model = tiny_model(mod_layers="all", mod_gate="linear", mod_gate_on=gate_on)
+    layer, seen = model.model.language_model.layers[0], []
+    torch.nn.init.zeros_(layer.router.weight)
+    layer.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
+    ids = dialogue_ids(model.config, [2])
+    with torch.no_grad():
+        outputs = model(input_ids=ids, frame_features=random_features(model.config, 2), output_router_scores=True)
+    is_frame = ids[0] == model.config.frame_token_id
+    before, after = (states[0, is_frame].view(2, 10, -1) for states in seen)
+    kept = outputs.kept_tokens[0][0]
+    assert torch.equal(after[~kept], before[~kept]) and kept.sum() == 4
+    assert_close(after[kept], before[kept] if gate_on == "update" else torch.zeros_like(after[kept]))
+
+
 def test_flags_of_routers_are_truth_values():
     assert {type(x) for r in ROUTERS.values() for x in (r.learns, r.is_pointwise, r.compares_frames)} == {bool}
 
