@@ -178,7 +178,7 @@ def test_a_page_that_loses_its_server_goes_on_with_its_session(pages, open_page,
         *resumed, new = page.evaluate("() => window.sent.filter((times) => times.length)")
         asked = []
         page.route(ASKS, lambda route: asked.append(route), times=1)
-        with page.expect_request(ASKS):
+        with page.expect_request(ASKS, timeout=SOON):
             page.clock.fast_forward(21_000)
         page.get_by_role("button", name="Start").click()
         page.wait_for_function("() => socket?.readyState === 1 && hasBegun", timeout=SOON)
