@@ -33,7 +33,7 @@ RUN if [ "${DEVICE}" != cpu ]; then \
     fi
 RUN useradd --create-home --uid 10001 server && install --directory --owner server /cache
 COPY --from=build /opt/venv /opt/venv
-# Malloc returns freed blocks of 1 MiB and more to the system, so memory does not grow over days: docs/reliability.md.
+# Malloc returns freed blocks of 1 MiB and more to the system, so memory grows less over hours: docs/reliability.md.
 ENV PATH=/opt/venv/bin:$PATH HF_HOME=/cache/huggingface PYTHONUNBUFFERED=1 MALLOC_MMAP_THRESHOLD_=1048576
 # By number, so that Kubernetes can tell that it is not root.
 USER 10001
